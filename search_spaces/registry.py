@@ -1,0 +1,100 @@
+"""Find a space by name: the shipped ones, or a function in the user's own file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from search_spaces.architecture import SpaceError
+from search_spaces.space import Space, SpaceFunction
+
+SPACES: dict[str, str] = {
+    "convnet": "search_spaces.convnet:convnet_space",
+    "darts": "search_spaces.darts:darts_space",
+    "mlp": "search_spaces.mlp:mlp_space",
+    "nasbench201": "search_spaces.nasbench201:nasbench201_space",
+    "nasnet": "search_spaces.nasnet:nasnet_space",
+}
+"""name -> where the function of the space's options is that makes the Space (imported when asked for)."""
+
+
+def get_space(
+    name: str | SpaceFunction,
+    *,
+    input_shape: Sequence[int] | None = None,
+    classes: int | None = None,
+    folder: Path | None = None,
+    **options: Any,
+) -> Space:
+    """Make the space called `name`, fitted to the data.
+
+    Args:
+        name: a key of `SPACES`; or "module:function" / "file.py:function"; or the function itself. A function of the user's gets
+            `input_shape` and `classes` if it has parameters of these names.
+        input_shape: shape of one input without the batch axis: (channels, height, width) or (features,).
+        classes: number of classes.
+        folder: where relative file names start (the folder of the config); default the working directory.
+        **options: the space's own options.
+
+    Raises:
+        SpaceError: no such space, file or function; an option it does not have; an input shape it cannot take.
+    """
+    fitted: dict[str, Any] = {}
+    if input_shape is not None:
+        fitted["input_shape"] = tuple(input_shape)
+    if classes is not None:
+        fitted["classes"] = classes
+    if isinstance(name, str) and ":" not in name:
+        if name not in SPACES:
+            near = difflib.get_close_matches(name, SPACES, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ";"
+            raise SpaceError(
+                f'unknown space "{name}"{hint} known: {", ".join(sorted(SPACES))}; your own: "module:function" or "file.py:function"'
+            )
+        module_name, _, function_name = SPACES[name].partition(":")
+        maker = getattr(importlib.import_module(module_name), function_name)
+        return maker(**fitted, **options)
+    function = _load(name, folder) if isinstance(name, str) else name
+    parameters = inspect.signature(function).parameters
+    fitted = {key: value for key, value in fitted.items() if key in parameters}
+    return Space(function, function.__name__, {**fitted, **options})
+
+
+def _load(reference: str, folder: Path | None) -> SpaceFunction:
+    where, _, function_name = reference.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        path = path if path.is_absolute() else (folder or Path.cwd()) / path
+        if not path.is_file():
+            raise SpaceError(f'space "{reference}": no file {path}; relative names start at {folder or Path.cwd()}')
+        module_name = f"_space_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise SpaceError(f'space "{reference}": {path} cannot be loaded as a Python file')
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise SpaceError(f'space "{reference}": running {path} raised {type(error).__name__}: {error}') from error
+    else:
+        try:
+            module = importlib.import_module(where)
+        except ImportError as error:
+            raise SpaceError(
+                f'space "{reference}": module "{where}" cannot be imported ({error}); or name a file: "my_space.py:fn"'
+            ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        raise SpaceError(
+            f'space "{reference}": no function "{function_name}" in {where}; functions there: {", ".join(names) or "none"}'
+        )
+    return function

@@ -1,7 +1,7 @@
 """Building blocks of chain networks: plain convolution, depthwise-separable and inverted residual.
 
-All take (in_channels, out_channels, kernel, stride), keep the size at stride 1 and halve it (rounding up) at stride 2. Dense as made;
-`ops.layers.sparsify` makes them sparse.
+All take (in_channels, out_channels, kernel, stride), keep the size at stride 1 and halve it (rounding up) at stride 2.
+Dense as made; `ops.layers.sparsify` makes them sparse.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def conv_block(in_channels: int, out_channels: int, kernel: int = 3, stride: int
 
 
 def separable_block(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """Depthwise k x k, then 1x1, each with batch norm and ReLU. Source: MobileNet, Howard et al. 2017 (arXiv:1704.04861), section 3.1."""
+    """Depthwise k x k, then 1x1, each with batch norm and ReLU.
+
+    Source: MobileNet, Howard et al. 2017 (arXiv:1704.04861), section 3.1.
+    """
     body = nn.Sequential(
         conv_norm(in_channels, in_channels, kernel, stride, groups=in_channels), conv_norm(in_channels, out_channels, 1)
     )

@@ -8,7 +8,7 @@ return a `Placeholder`, and modules the function makes itself are on the meta de
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple, cast
 
@@ -197,7 +197,7 @@ class Chooser:
         return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def _subsets(n: int, k: int) -> tuple[str, ...]:
     return tuple(",".join(map(str, chosen)) for chosen in combinations(range(n), k))
 

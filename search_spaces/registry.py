@@ -56,7 +56,8 @@ def get_space(
             near = difflib.get_close_matches(name, SPACES, n=1)
             hint = f'; did you mean "{near[0]}"?' if near else ";"
             raise SpaceError(
-                f'unknown space "{name}"{hint} known: {", ".join(sorted(SPACES))}; your own: "module:function" or "file.py:function"'
+                f'unknown space "{name}"{hint} known: {", ".join(sorted(SPACES))}; '
+                'your own: "module:function" or "file.py:function"'
             )
         module_name, _, function_name = SPACES[name].partition(":")
         maker = getattr(importlib.import_module(module_name), function_name)

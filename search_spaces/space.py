@@ -116,7 +116,7 @@ class Space:
         while True:
             sizes: list[int] = []
 
-            def follow(_: str, options: tuple[Value, ...], sizes: list[int] = sizes) -> Value:
+            def follow(_: str, options: tuple[Value, ...], sizes: list[int] = sizes, path: list[int] = path) -> Value:
                 sizes.append(len(options))
                 depth = len(sizes) - 1
                 return options[path[depth] if depth < len(path) else 0]

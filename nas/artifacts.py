@@ -1,0 +1,100 @@
+"""Files of one trial: `artifacts/<trial>/` with architecture.json, weights.safetensors, history.csv and plan.csv.
+
+Written beside their place and renamed, so a killed process leaves either the whole folder or none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from nas.errors import RunError
+from search_spaces import Architecture
+
+
+def trial_folder(run_folder: Path, trial: int) -> Path:
+    """Where a trial's files are, whether they exist or not."""
+    return run_folder / "artifacts" / f"{trial:05d}"
+
+
+def write_artifacts(
+    run_folder: Path,
+    trial: int,
+    architecture: Architecture,
+    *,
+    model: nn.Module | None,
+    history: Sequence[dict[str, Any]],
+    plan: pd.DataFrame,
+) -> Path:
+    """Write all files of a trial; an earlier attempt's are replaced as a whole.
+
+    Args:
+        run_folder: runs/<name>.
+        trial: row number.
+        architecture: what was built.
+        model: trained network, weights and masks are kept; None for a trial that was never trained.
+        history: one row per epoch.
+        plan: one row per executed operation.
+
+    Raises:
+        RunError: the folder cannot be written (full disk, no rights).
+    """
+    target = trial_folder(run_folder, trial)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        (scratch / "architecture.json").write_text(architecture.to_json() + "\n")
+        pd.DataFrame(list(history)).to_csv(scratch / "history.csv", index=False)
+        plan.to_csv(scratch / "plan.csv", index=False)
+        if model is not None:
+            save_model(model, str(scratch / "weights.safetensors"))
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise RunError(
+            f"{target}: cannot write the files of trial {trial}: {error.strerror or error}; "
+            "free some space or fix the rights, then start the same command again"
+        ) from error
+    return target
+
+
+def load_weights(run_folder: Path, trial: int, model: nn.Module) -> None:
+    """Load the trained weights and masks of a trial into a freshly built network, in place.
+
+    Raises:
+        RunError: the trial has no weights (never trained, or failed), or they do not fit.
+    """
+    path = trial_folder(run_folder, trial) / "weights.safetensors"
+    if not path.is_file():
+        raise RunError(f"trial {trial} has no weights ({path} is missing): it failed or was never trained")
+    try:
+        load_model(model, str(path))
+    except Exception as error:  # safetensors raises its own, torch RuntimeError: both mean a damaged or foreign file
+        raise RunError(f"{path}: does not fit the network of trial {trial}: {error}") from error
+
+
+def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
+    """The operations of a trial as measured, one row each.
+
+    Raises:
+        RunError: the trial has no plan.
+    """
+    path = trial_folder(run_folder, trial) / "plan.csv"
+    if not path.is_file():
+        raise RunError(f"trial {trial} has no plan ({path} is missing): it failed before it was measured")
+    return pd.read_csv(path)
+
+
+def clean_scratch(run_folder: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for leftover in (run_folder / "artifacts").glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,328 @@
+"""The run file: TOML in, a checked `RunConfig` out, and back to TOML as resolved.
+
+Every value has a default, a type and a range; what is wrong is said with the file, the section and the key. Start with
+`load_config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from nas.errors import ConfigError
+from nas.objectives import parse_constraints, parse_objectives
+from nas.training import TrainConfig
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """`[run]`: where and on how many processes. These keys may differ when a run is continued, but for name and seed.
+
+    Attributes:
+        name: the folder under runs/; default the config's file name.
+        seed: of everything random: data split, proposals, initial weights, masks, training.
+        workers: processes that train trials; 0 trains in the main process.
+        executor: "local"; see `nas.executors.EXECUTORS`.
+        trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit.
+        threads: CPU threads of each worker.
+    """
+
+    name: str = ""
+    seed: int = 0
+    workers: int = 1
+    executor: str = "local"
+    trial_timeout_s: float = 0.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, f"seed: expected 0 <= seed < 2**31, got {self.seed}")
+        _require(self.workers >= 0, f"workers: expected >= 0, got {self.workers}")
+        _require(self.threads >= 1, f"threads: expected >= 1, got {self.threads}")
+        _require(self.trial_timeout_s >= 0, f"trial_timeout_s: expected >= 0 seconds, got {self.trial_timeout_s}")
+        _require(not set("/\\") & set(self.name), f"name: expected a folder name without slashes, got {self.name!r}")
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """`[data]`: see `nas.data.load_data`.
+
+    Attributes:
+        name: "digits", "mnist", "fashion_mnist", "cifar10", "cifar100", or a path to a folder of images, .npz, CSV or TSV.
+        path: folder that holds a known set's files.
+        validation: share of the training part that is held out to choose by; the test part is never used for that.
+        image_size: resize images to this height and width; 0 leaves them.
+        limit: use only this many training rows, stratified; 0 for all.
+        label: name of the label column of a table; default its last.
+        test: path of a separate test file or folder.
+    """
+
+    name: str = "digits"
+    path: str = ""
+    validation: float = 0.15
+    image_size: int = 0
+    limit: int = 0
+    label: str = ""
+    test: str = ""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.validation < 1, f"validation: expected a share in (0, 1), got {self.validation}")
+        _require(self.image_size >= 0, f"image_size: expected pixels >= 0, got {self.image_size}")
+        _require(self.limit >= 0, f"limit: expected rows >= 0, got {self.limit}")
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """`[search]`: who proposes, and how often.
+
+    Attributes:
+        searchers: names in `nas.searchers.SEARCHERS`; each gets the same number of trials. Random search is always among them.
+        trials: per searcher.
+        dense_baselines: dense networks of the space trained beside them, from the smallest up; 0 for none.
+        options: per searcher, e.g. options.nsga2.population_size = 16.
+    """
+
+    searchers: tuple[str, ...] = ("random", "nsga2")
+    trials: int = 16
+    dense_baselines: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(len(self.searchers) > 0, "searchers: expected at least one name, got none")
+        _require(len(set(self.searchers)) == len(self.searchers), f"searchers: a name repeats: {list(self.searchers)}")
+        _require(self.trials >= 1, f"trials: expected >= 1, got {self.trials}")
+        _require(self.dense_baselines >= 0, f"dense_baselines: expected >= 0, got {self.dense_baselines}")
+
+
+@dataclass(frozen=True)
+class LatencySection:
+    """`[latency]`: how the latency of a candidate is measured on this CPU (`hw_models.measure`).
+
+    Attributes:
+        batch: inputs per call.
+        threads: CPU threads of the measured network.
+        rounds: interleaved rounds per network.
+        spacing_s: least wall time between two rounds of one network.
+    """
+
+    batch: int = 1
+    threads: int = 1
+    rounds: int = 8
+    spacing_s: float = 0.3
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1, f"batch: expected >= 1, got {self.batch}")
+        _require(self.threads >= 1, f"threads: expected >= 1, got {self.threads}")
+        _require(self.rounds >= 3, f"rounds: expected >= 3, got {self.rounds}")
+        _require(self.spacing_s >= 0, f"spacing_s: expected >= 0 seconds, got {self.spacing_s}")
+
+
+@dataclass(frozen=True)
+class FinalSection:
+    """`[final]`: what is done with the front when all trials are in.
+
+    Attributes:
+        export: export the most accurate feasible network of the front.
+        verify: measure the latency of the front once more, all networks interleaved and nothing else running.
+    """
+
+    export: bool = True
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run file, checked. `space` holds the space's name and its options."""
+
+    run: RunSection = field(default_factory=RunSection)
+    data: DataSection = field(default_factory=DataSection)
+    space: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
+    search: SearchSection = field(default_factory=SearchSection)
+    objectives: dict[str, str] = field(default_factory=lambda: {"val_accuracy": "max", "latency_ms": "min"})
+    constraints: dict[str, str] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    latency: LatencySection = field(default_factory=LatencySection)
+    final: FinalSection = field(default_factory=FinalSection)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dicts and lists, as they would stand in the TOML file."""
+        return _plain(asdict(self))
+
+    def to_toml(self) -> str:
+        """The resolved config as TOML; `load_config` reads it back to an equal value."""
+        return tomli_w.dumps(self.as_dict())
+
+
+CHANGEABLE = frozenset({"run.workers", "run.executor", "run.trial_timeout_s"})
+"""Keys that may differ when a run is continued: they say where it runs, not what it computes."""
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, name: str | None = None
+) -> RunConfig:
+    """Read and check a run file.
+
+    Args:
+        source: a TOML file, or its content as nested dicts.
+        overrides: dotted keys, e.g. {"train.epochs": 20}; a value given as text is read as TOML where that is possible.
+        name: default for run.name; the file's stem if not given.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; names file, section and key.
+    """
+    if isinstance(source, Mapping):
+        where, raw, stem = "config", _copied(source), name or "run"
+    else:
+        path = Path(source)
+        where, raw, stem = str(path), _read_toml(path), name or path.stem
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    config = _section(RunConfig, raw, where, "")
+    if "name" not in config.space or not isinstance(config.space["name"], str):
+        raise ConfigError(f'{where}: [space] name: expected the name of a space, e.g. name = "convnet", got {config.space.get("name")!r}')
+    try:
+        objectives = parse_objectives(config.objectives)
+        parse_constraints(config.constraints)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    searchers = config.search.searchers if "random" in config.search.searchers else ("random", *config.search.searchers)
+    run = config.run if config.run.name else replace(config.run, name=stem)
+    return replace(config, run=run, objectives=dict(objectives), search=replace(config.search, searchers=searchers))
+
+
+def differing_keys(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested dicts, in order."""
+    found = []
+    for key in dict.fromkeys([*one, *two]):
+        a, b, dotted = one.get(key, MISSING), two.get(key, MISSING), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing_keys(a, b, f"{dotted}.")
+        elif a != b:
+            found.append(dotted)
+    return found
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split "train.epochs=20" into key and value; the value is read as TOML, else taken as text.
+
+    Raises:
+        ConfigError: there is no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f'--set: expected KEY=VALUE such as train.epochs=20, got "{text}"')
+    return key.strip(), value.strip()
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such config file: {path}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: expected a TOML file, got a folder") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            value = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            pass  # plain text such as a name: taken as it is
+    *sections, key = dotted.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"override {dotted}: {section} is a value, not a section")
+    raw[key] = value
+
+
+def _section(cls: type, raw: Any, where: str, section: str) -> Any:
+    """Make dataclass `cls` from a TOML table, every key and type checked."""
+    label = f"{where}: [{section}]" if section else f"{where}:"
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{label} expected a table of keys, got {raw!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    values = {}
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ";"
+            kind = "key" if section else "section"
+            raise ConfigError(f'{label} unknown {kind} "{key}"{hint} known: {", ".join(sorted(known))}')
+        if hasattr(hints[key], "__dataclass_fields__"):
+            values[key] = _section(hints[key], value, where, f"{section}.{key}" if section else key)
+        else:
+            values[key] = _typed(value, hints[key], f"{label} {key}")
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{label} {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{label} {error}") from error
+
+
+def _typed(value: Any, hint: Any, label: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for choice in arguments:
+            try:
+                return _typed(value, choice, label)
+            except ConfigError:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{label}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(v, arguments[0], label) for v in value)
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            return {str(k): _typed(v, arguments[1], f"{label}.{k}") for k, v in value.items()}
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif hint in (str, bool) and isinstance(value, hint):
+        return value
+    elif hint is type(None) and value is None:
+        return None
+    names = {tuple: "a list", dict: "a table"}
+    expected = names.get(origin, getattr(hint, "__name__", str(hint)))
+    raise ConfigError(f"{label}: expected {expected}, got {value!r}")
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _copied(v) for k, v in value.items()}
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """TOML has no None and no tuples: leave the one out, write the other as lists."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,364 @@
+"""`search`: the whole path, from a run file to a folder with a front, a report and an exported module.
+
+Start the same command again and it goes on where it stopped; a finished run says so. Everything is in the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from nas.artifacts import clean_scratch
+from nas.config import CHANGEABLE, RunConfig, differing_keys, load_config
+from nas.data import Data, from_datasets
+from nas.errors import ConfigError, RunError, unknown_name
+from nas.evaluate import TrialEvaluator, make_data, make_space
+from nas.executors import EXECUTORS, InlineExecutor
+from nas.executors.base import Executor
+from nas.finish import export_trial, test_front, verify_front, winner
+from nas.lock import RunLock
+from nas.loop import SearchLoop
+from nas.report.html import write_report
+from nas.report.plots import save_front
+from nas.report.progress import SearchProgress
+from nas.run import Run, load_run
+from nas.searchers import SEARCHERS, Searcher, make_searcher
+from nas.store import Store
+from search_spaces import Space
+
+PACKAGES = ("torch", "numpy", "numba", "optuna", "pandas", "networkx", "sqlalchemy", "scikit-learn", "onnx", "onnxruntime")
+
+DataLike = Data | tuple[Dataset, Dataset, Dataset]
+
+
+def search(
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    executor: str | None = None,
+    space: Callable[..., nn.Module] | Space | None = None,
+    data: DataLike | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Run a search, or continue one, and return it.
+
+    Args:
+        config: a TOML file, or the same as nested dicts; default: all defaults.
+        overrides: dotted keys, e.g. {"train.epochs": 20}.
+        out: the run's folder; default runs/<name>.
+        workers: processes; overrides run.workers.
+        executor: overrides run.executor.
+        space: your own space function (or Space) in place of the config's. It then runs in this process, as objects do not
+            travel to workers; name it "module:function" in the config to use several.
+        data: (train, val, test) torch datasets, or a `Data`, in place of the config's; also in this process only.
+        quiet: no progress on the screen.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError, DataError: something asked for is wrong; nothing was started.
+        RunError: the folder holds another run, is in use, or cannot be written.
+    """
+    settings = dict(overrides or {})
+    if workers is not None:
+        settings["run.workers"] = workers
+    if executor is not None:
+        settings["run.executor"] = executor
+    if data is not None:
+        settings["data.name"] = "(given as objects)"
+    if space is not None:
+        settings["space.name"] = f"(given as object) {space.name if isinstance(space, Space) else space.__qualname__}"
+    config_path = Path(config) if isinstance(config, str | Path) else None
+    checked = load_config(config if config is not None else {}, settings)
+    folder = Path(out) if out is not None else Path("runs") / checked.run.name
+    return _Search(checked, folder, config_path, space, data, quiet).run()
+
+
+class _Search:
+    """One call of `search`: prepared, looped, finished."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        config_path: Path | None,
+        space: Callable[..., nn.Module] | Space | None,
+        data: DataLike | None,
+        quiet: bool,
+    ) -> None:
+        _check_names(config)
+        self.config = config
+        self.folder = folder
+        self.config_path = config_path
+        self.objects = space is not None or data is not None
+        self.quiet = quiet
+        self.data: Data = make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
+        self.space = self._make_space(space)
+        self.space.sample(config.run.seed)  # a space that cannot even be drawn from should say so now
+
+    def run(self) -> Run:
+        _make_folder(self.folder)
+        with RunLock(self.folder):
+            with self._open() as store:
+                clean_scratch(self.folder)
+                self._search(store)
+            return Run(self.folder, self.space)
+
+    # -- preparing ------------------------------------------------------------------------------------------------------
+
+    def _make_space(self, space: Callable[..., nn.Module] | Space | None) -> Space:
+        if isinstance(space, Space):
+            return space
+        if space is not None:
+            options = {k: v for k, v in self.config.space.items() if k != "name"}
+            from search_spaces import get_space
+
+            return get_space(space, input_shape=self.data.input_shape, classes=self.data.classes, **options)
+        return make_space(self.config, self.data.input_shape, self.data.classes, self._space_folder())
+
+    def _space_folder(self) -> Path:
+        """Where a relative space file is looked for: beside the config, then where the command was started."""
+        name = self.config.space["name"].rpartition(":")[0]
+        beside = self.config_path.resolve().parent if self.config_path else Path.cwd()
+        return beside if (beside / name).is_file() else Path.cwd()
+
+    def _open(self) -> Store:
+        """The run's database: new, or the one there is if it was made by this config."""
+        path = self.folder / "run.db"
+        plain = self.config.as_dict()
+        if not path.is_file():
+            self._write_folder(plain)
+            store = Store.create(path)
+            store.set_meta("config", plain)
+            store.set_meta("data", _facts(self.data))
+            return store
+        store = Store.open(path)
+        before = store.get_meta("config")
+        if before is None:  # killed between making the database and describing it: nothing was searched yet
+            self._write_folder(plain)
+            store.set_meta("config", plain)
+            store.set_meta("data", _facts(self.data))
+            return store
+        differing = [key for key in differing_keys(before, plain) if key not in CHANGEABLE]
+        if differing:
+            store.close()
+            key = differing[0]
+            raise RunError(
+                f"{self.folder} holds a run made by another config: {key} was {_look_up(before, key)!r} and is now "
+                f"{_look_up(plain, key)!r}"
+                + (f" (and {len(differing) - 1} more: {', '.join(differing[1:6])})" if len(differing) > 1 else "")
+                + "; put it back, or give the new search another folder with --out"
+            )
+        facts = _facts(self.data)
+        stored = store.get_meta("data")
+        if stored != facts:
+            store.close()
+            changed = differing_keys(stored or {}, facts)[0]
+            raise RunError(
+                f"{self.folder}: the data are not the ones this run began with: {changed} was {_look_up(stored or {}, changed)!r} "
+                f"and is now {_look_up(facts, changed)!r}; bring them back, or use another folder with --out"
+            )
+        self._check_space_file()
+        return store
+
+    def _write_folder(self, plain: Mapping[str, Any]) -> None:
+        try:
+            (self.folder / "artifacts").mkdir(exist_ok=True)
+            (self.folder / "config.toml").write_text(self.config.to_toml())
+            (self.folder / "environment.json").write_text(json.dumps(_environment(self.config), indent=1) + "\n")
+            file = self._space_file()
+            if file is not None:
+                copy = self._space_copy()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
+
+    def _space_file(self) -> Path | None:
+        name = self.config.space["name"].rpartition(":")[0]
+        return None if not name.endswith(".py") else self._space_folder() / name
+
+    def _space_copy(self) -> Path:
+        name = Path(self.config.space["name"].rpartition(":")[0])
+        return self.folder / "space" / (name.name if name.is_absolute() else name)
+
+    def _check_space_file(self) -> None:
+        file = self._space_file()
+        if file is not None and self._space_copy().is_file() and file.read_bytes() != self._space_copy().read_bytes():
+            raise RunError(
+                f"{file} is not what this run began with (its copy: {self._space_copy()}); "
+                "bring it back, or give the new search another folder with --out"
+            )
+
+    # -- searching ------------------------------------------------------------------------------------------------------
+
+    def _search(self, store: Store) -> None:
+        totals = dict.fromkeys(self.config.search.searchers, self.config.search.trials)
+        searchers = {name: self._searcher(name) for name in totals}
+        progress = SearchProgress(
+            totals | ({"dense": self.config.search.dense_baselines} if self._has_dense() else {}),
+            self.config.objectives,
+            quiet=self.quiet,
+        )
+        with progress:
+            if self._has_dense():
+                totals["dense"] = self.config.search.dense_baselines
+                searchers["dense"] = self._searcher("dense")
+            elif self.config.search.dense_baselines:
+                progress.message("the space offers no density 1, so there is no dense baseline")
+            if store.get_meta("finished"):
+                progress.message("this run is finished already; nothing to do")
+            else:
+                if any(len(store.trials(name)) < total or _unfinished(store, name) for name, total in totals.items()):
+                    executor = self._executor()
+                    try:
+                        loop = SearchLoop(
+                            store,
+                            searchers,
+                            totals,
+                            executor,
+                            objectives=self.config.objectives,
+                            seed=self.config.run.seed,
+                            epochs=self.config.train.epochs,
+                            progress=progress,
+                        )
+                        loop.run()
+                    finally:
+                        executor.close()
+                self._finish(store, progress)
+                store.set_meta("finished", True)
+
+    def _searcher(self, name: str) -> Searcher:
+        options = self.config.search.options.get(name, {})
+        return make_searcher(name, self.space, self.config.objectives, self.config.run.seed, options)
+
+    def _has_dense(self) -> bool:
+        if not self.config.search.dense_baselines:
+            return False
+        try:
+            self._searcher("dense").propose([], 0)
+        except ConfigError:
+            return False
+        return True
+
+    def _executor(self) -> Executor:
+        run = self.config.run
+        if self.objects or run.workers == 0:
+            return InlineExecutor(TrialEvaluator(self.config, self.folder, self.data, self.space))
+        name = self.config.space["name"]
+        where = self._space_folder() if ":" in name else None
+        setup = {
+            "config": json.dumps(self.config.as_dict()),
+            "name": run.name,
+            "folder": str(self.folder),
+            "space_folder": str(where) if where else "",
+        }
+        return EXECUTORS[run.executor](
+            "nas.evaluate:setup", setup, workers=run.workers, threads=run.threads, timeout_s=run.trial_timeout_s or None
+        )
+
+    # -- finishing ------------------------------------------------------------------------------------------------------
+
+    def _finish(self, store: Store, progress: SearchProgress) -> None:
+        run = Run(self.folder, self.space)
+        if self.config.final.verify:
+            verify_front(run, store, self.data, progress)
+        test_front(run, store, self.data, progress)
+        best = winner(run)
+        if best is not None and self.config.final.export:
+            progress.message(f"exporting trial {best}")
+            export_trial(run, best, self.folder / "exported")
+        if best is not None:
+            save_front(run, self.folder / "front.png")
+        progress.message("writing the report")
+        write_report(run, self.folder / "report.html")
+
+
+def _check_names(config: RunConfig) -> None:
+    for name in config.search.searchers:
+        if name not in SEARCHERS or name == "dense":
+            raise unknown_name("searcher", name, set(SEARCHERS) - {"dense"})
+    for name in config.search.options:
+        if name not in SEARCHERS:
+            raise unknown_name("searcher in [search] options", name, SEARCHERS)
+    if config.run.executor not in EXECUTORS:
+        raise unknown_name("executor", config.run.executor, EXECUTORS)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {folder}: {error.strerror}; give another one with --out") from error
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in ("run.db", "config.toml", "run.lock")):
+        raise RunError(f"{folder} is not empty and not a run folder; nothing was changed. Give another one with --out")
+
+
+def _facts(data: Data) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "input_shape": list(data.input_shape),
+        "classes": data.classes,
+        "class_names": list(data.class_names),
+        "train": len(data.train.y),
+        "val": len(data.val.y),
+        "test": len(data.test.y),
+    }
+
+
+def _unfinished(store: Store, searcher: str) -> bool:
+    return any(trial.state in ("proposed", "running") for trial in store.trials(searcher))
+
+
+def _look_up(plain: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = plain
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    from hw_models.device import host_device
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    device = host_device()
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": device.as_dict(),
+        "threads": config.run.threads,
+        "workers": config.run.workers,
+    }
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+__all__ = ["DataLike", "load_run", "search"]

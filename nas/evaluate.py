@@ -1,0 +1,155 @@
+"""Evaluate one architecture: build it, count it, measure its latency, train it, keep its files.
+
+`TrialEvaluator` is what worker processes run; `setup` makes one from plain data, so that it can be made in any process. It never
+touches the run's database: it returns what was found and the driver records it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hw_models.latency import measure_latency
+from hw_models.measure import Measurer
+from hw_models.tables import LayerTable
+from nas.artifacts import write_artifacts
+from nas.config import RunConfig, load_config
+from nas.data import Data, load_data
+from nas.errors import ConfigError
+from nas.objectives import feasible, parse_constraints, violations
+from nas.training import train
+from ops.counting import count
+from ops.layers import draw_masks_
+from search_spaces import Architecture, Space, SpaceError, get_space
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrialEvaluator:
+    """Callable that evaluates one architecture; holds what all trials share.
+
+    Args:
+        config: the run's.
+        folder: the run's folder; artifacts go below it.
+        data: what to train and validate on. The test part is not looked at here.
+        space: builds the networks.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, data: Data, space: Space) -> None:
+        self.config = config
+        self.folder = folder
+        self.data = data
+        self.space = space
+        self.constraints = parse_constraints(config.constraints)
+        self.table = LayerTable()
+        self.measurer = make_measurer(config)
+
+    def __call__(self, payload: Mapping[str, Any], report: Report) -> dict[str, Any]:
+        """Evaluate `payload` = {"trial", "architecture" (JSON text), "seed"}.
+
+        Returns:
+            "state" ("complete" or "infeasible"), "metrics", "violations" (<= 0 is feasible) and "curve" (rows per epoch).
+            A network that breaks a constraint on its cost is not trained.
+        """
+        trial, seed = int(payload["trial"]), int(payload["seed"])
+        architecture = Architecture.from_json(payload["architecture"])
+        torch.manual_seed(seed)
+        model = self.space.build(architecture)
+        example = self.data.val.x[: self.config.latency.batch]
+
+        report({"stage": "measuring"})
+        counts = count(model, self.data.input_shape)
+        metrics: dict[str, Any] = {
+            "params": counts.params,
+            "nnz": counts.nnz,
+            "density": counts.density,
+            "weight_bytes": counts.weight_bytes,
+            "dense_macs": counts.dense_macs,
+            "macs": counts.macs,
+        }
+        masked = copy.deepcopy(model).eval()
+        draw_masks_(masked, torch.Generator().manual_seed(seed))
+        latency = measure_latency(
+            masked, example, threads=self.config.latency.threads, table=self.table, measurer=self.measurer
+        )
+        metrics |= {
+            "latency_ms": latency.ms,
+            "latency_lo_ms": latency.lo_ms,
+            "latency_hi_ms": latency.hi_ms,
+            "latency_source": latency.source,
+            "latency_quality": latency.quality,
+        }
+        found = violations(metrics, self.constraints, partial=True)
+        if not feasible(found):
+            write_artifacts(self.folder, trial, architecture, model=None, history=[], plan=latency.parts)
+            return {"state": "infeasible", "metrics": metrics, "violations": found, "curve": []}
+
+        epochs = self.config.train.epochs
+        result = train(
+            model,
+            self.data,
+            self.config.train,
+            seed=seed,
+            on_epoch=lambda row: report({"stage": "training", "epochs": epochs, **row}),
+        )
+        metrics |= {"val_accuracy": result.val_accuracy, "val_loss": result.val_loss}
+        trained = count(model, self.data.input_shape)
+        metrics |= {"nnz": trained.nnz, "density": trained.density, "weight_bytes": trained.weight_bytes, "macs": trained.macs}
+        found = violations(metrics, self.constraints)
+        write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=latency.parts)
+        state = "complete" if feasible(found) else "infeasible"
+        return {"state": state, "metrics": metrics, "violations": found, "curve": result.history}
+
+
+def make_measurer(config: RunConfig) -> Measurer:
+    """The latency protocol with the run's settings."""
+    latency = config.latency
+    return Measurer(rounds=latency.rounds, spacing_s=latency.spacing_s, threads=latency.threads, seed=config.run.seed)
+
+
+def make_data(config: RunConfig) -> Data:
+    """Load the run's data set.
+
+    Raises:
+        DataError: it cannot be had; says why and what to do.
+    """
+    section = config.data
+    return load_data(
+        section.name,
+        validation=section.validation,
+        seed=config.run.seed,
+        path=section.path or None,
+        image_size=section.image_size or None,
+        limit=section.limit or None,
+        label=section.label or None,
+        test=section.test or None,
+    )
+
+
+def make_space(config: RunConfig, input_shape: tuple[int, ...], classes: int, folder: Path | None) -> Space:
+    """The run's space, fitted to the data.
+
+    Raises:
+        ConfigError: unknown space or option, or a space that cannot take such data.
+    """
+    options = {key: value for key, value in config.space.items() if key != "name"}
+    try:
+        return get_space(config.space["name"], input_shape=input_shape, classes=classes, folder=folder, **options)
+    except SpaceError as error:
+        raise ConfigError(f"[space] {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"[space] {config.space['name']}: {error}; check the types of its options {options}") from error
+
+
+def setup(plain: Mapping[str, Any]) -> TrialEvaluator:
+    """Make the evaluator of a worker process from `plain` = {"config", "folder", "space_folder"}, all text."""
+    config = load_config(json.loads(plain["config"]), name=plain["name"])
+    data = make_data(config)
+    space_folder = Path(plain["space_folder"]) if plain["space_folder"] else None
+    space = make_space(config, data.input_shape, data.classes, space_folder)
+    return TrialEvaluator(config, Path(plain["folder"]), data, space)

@@ -1,0 +1,84 @@
+"""What happens when all trials are in: the front measured again, tested once, drawn, reported, exported.
+
+Each step looks at what is there and does only what is missing, so it can be repeated after a kill.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hw_models.latency import measure_many
+from hw_models.tables import LayerTable
+from nas.data import Data
+from nas.evaluate import make_measurer
+from nas.export import export_module
+from nas.loop import Progress
+from nas.run import Run
+from nas.store import Store
+from nas.training import evaluate
+
+MAX_VERIFY_PASSES = 3
+
+
+def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
+    """Measure the latency of the front's trained networks again, interleaved in one measuring run, nothing else running.
+
+    The new values replace the ones of the search (kept as `latency_search_ms`), so the front can change; what newly comes
+    onto it is measured too.
+    """
+    measurer, table = make_measurer(run.config), LayerTable()
+    example = data.val.x[: run.config.latency.batch]
+    for _ in range(MAX_VERIFY_PASSES):
+        front = [trial for trial in run.pareto()["trial"] if not run.trial(trial).metrics.get("latency_verified")]
+        if not front:
+            return
+        progress.message(f"measuring the front again, interleaved: {len(front)} networks")
+        networks = {int(trial): (run.build(trial), example) for trial in front}
+        measured = measure_many(networks, threads=run.config.latency.threads, table=table, measurer=measurer)
+        with store.transaction():
+            for number, latency in measured.items():
+                store.update_metrics(
+                    number,
+                    {
+                        "latency_search_ms": run.trial(number).metrics["latency_ms"],
+                        "latency_ms": latency.ms,
+                        "latency_lo_ms": latency.lo_ms,
+                        "latency_hi_ms": latency.hi_ms,
+                        "latency_quality": latency.quality,
+                        "latency_verified": 1,
+                    },
+                )
+
+
+def test_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
+    """Measure the test accuracy of the front, once per network, after the search has made all its choices."""
+    for number in run.pareto()["trial"]:
+        if run.trial(number).metrics.get("test_accuracy") is None:
+            result = evaluate(run.build(number), data.test)
+            store.update_metrics(int(number), {"test_accuracy": result.accuracy})
+
+
+def winner(run: Run) -> int | None:
+    """The trial a run hands out: of the feasible front, the best by the first objective; None if no trial is complete."""
+    front = run.pareto()["trial"]
+    return int(front.iloc[0]) if len(front) else None
+
+
+def export_trial(run: Run, trial: int, folder: Path) -> dict[str, Any]:
+    """Export a trial's network with a card that says how every number was got."""
+    number = run.trial(trial)
+    card = {
+        "name": f"{run.name}, trial {number.trial}",
+        "run": run.name,
+        "trial": number.trial,
+        "space": run.space.name,
+        "architecture": number.architecture.as_dict(),
+        "digest": number.digest,
+        "data": run.meta("data"),
+        "metrics": {key: value for key, value in number.metrics.items() if value is not None},
+        "environment": run.environment,
+        "training": run.config.as_dict()["train"],
+        "seed": number.seed,
+    }
+    return export_module(run.build(number.trial), run.example_input(), folder, card=card)

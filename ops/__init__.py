@@ -4,6 +4,7 @@ The names below are re-exported for convenience. Kernels, plans and the runtime 
 `import ops` stays light (numba is imported only by the kernels).
 """
 
+from ops.masks import kept_count, random_mask, satisfies, topk_mask
 from ops.patterns import NM, Block, Channel, Pattern, PatternError, Unstructured, check_pattern, parse_pattern
 
 __all__ = [
@@ -14,5 +15,9 @@ __all__ = [
     "PatternError",
     "Unstructured",
     "check_pattern",
+    "kept_count",
     "parse_pattern",
+    "random_mask",
+    "satisfies",
+    "topk_mask",
 ]

@@ -4,6 +4,7 @@ The names below are re-exported for convenience. Kernels, plans and the runtime 
 `import ops` stays light (numba is imported only by the kernels).
 """
 
+from ops.layers import SparseConv2d, SparseLayer, SparseLinear, draw_masks_, is_depthwise, sparse_layers, sparsify
 from ops.masks import kept_count, random_mask, satisfies, topk_mask
 from ops.patterns import NM, Block, Channel, Pattern, PatternError, Unstructured, check_pattern, parse_pattern
 
@@ -13,11 +14,18 @@ __all__ = [
     "Channel",
     "Pattern",
     "PatternError",
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
     "Unstructured",
     "check_pattern",
+    "draw_masks_",
+    "is_depthwise",
     "kept_count",
     "parse_pattern",
     "random_mask",
     "satisfies",
+    "sparse_layers",
+    "sparsify",
     "topk_mask",
 ]

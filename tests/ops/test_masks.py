@@ -113,7 +113,7 @@ def test_counts_of_the_rigl_reference_code(shape, sparsity, ones):
         (25_502_912, 0.2, 5_100_583),
         (100, 1.0, 100),
         (10, 1e-15, 1),
-    ],  # fmt: skip
+    ],
 )
 def test_counts_are_exact_where_floats_are_not(units, density, kept):
     assert units - zero_count(units, density) == kept

@@ -1,10 +1,10 @@
 """Neural architecture search for sparse networks.
 
-    from nas import search, load_run
-    run = search("runs/configs/quickstart.toml")
-    front = run.pareto()
-    model = run.build(front.trial.iloc[0])
-    run.export(front.trial.iloc[0], "exported/")
+from nas import search, load_run
+run = search("runs/configs/quickstart.toml")
+front = run.pareto()
+model = run.build(front.trial.iloc[0])
+run.export(front.trial.iloc[0], "exported/")
 """
 
 from typing import TYPE_CHECKING, Any

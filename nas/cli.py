@@ -65,15 +65,30 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("search", _search, "Run a search, or continue one that was stopped: the same command goes on.")
     sub.add_argument("config", metavar="CONFIG", help="run file (TOML)")
-    sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key, e.g. train.epochs=20; repeatable")
+    sub.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a key, e.g. train.epochs=20; repeatable",
+    )
     sub.add_argument("--out", metavar="DIR", help="the run's folder; default runs/<name>")
     sub.add_argument("--workers", metavar="N", type=int, help="processes that train; 0 trains in this one")
     sub.add_argument("--executor", metavar="NAME", help="what runs the trials: local")
     sub.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
-    sub = add("results", _results, "Every trial of a run as a table, failed and infeasible ones too; also while it runs.")
+    add("config", _config, "Print every key of a run file with its meaning and default: a run file to start from.")
+
+    sub = add(
+        "results", _results, "Every trial of a run as a table, failed and infeasible ones too; also while it runs."
+    )
     _run_argument(sub)
-    sub.add_argument("--format", choices=("table", "csv", "json"), default="table", help="table for people, csv or json with everything")
+    sub.add_argument(
+        "--format",
+        choices=("table", "csv", "json"),
+        default="table",
+        help="table for people, csv or json with everything",
+    )
     sub.add_argument("--limit", metavar="N", type=int, help="only the last N rows of the table")
 
     sub = add("pareto", _pareto, "The non-dominated networks of a run, as a table and as a picture.")
@@ -92,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     _run_argument(sub)
     sub.add_argument("--to", metavar="FILE", help="default RUN/report.html")
 
-    sub = add("export", _export, "Export a trial's network as plain PyTorch source, safetensors, ONNX and torch.export.")
+    sub = add(
+        "export", _export, "Export a trial's network as plain PyTorch source, safetensors, ONNX and torch.export."
+    )
     _run_argument(sub)
     _trial_argument(sub)
     sub.add_argument("--to", metavar="DIR", required=True, help="folder to write")
@@ -143,8 +160,17 @@ def _search(arguments: argparse.Namespace) -> None:
         if path.exists():
             print(f"{what + ':':22}{path}")
     if not (run.folder / "exported").exists():
-        print("nothing was exported: " + ("no trial is complete and feasible" if run.pareto().empty else "final.export is off"))
+        print(
+            "nothing was exported: "
+            + ("no trial is complete and feasible" if run.pareto().empty else "final.export is off")
+        )
     print(f"{'every trial:':22}nas results {run.folder}")
+
+
+def _config(_: argparse.Namespace) -> None:
+    from nas.config_reference import reference
+
+    sys.stdout.write(reference())
 
 
 def _results(arguments: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class RunSection:
-    """`[run]`: where and on how many processes. These keys may differ when a run is continued, but for name and seed.
+    """`[run]`: where and on how many processes. workers, executor and trial_timeout_s may differ when a run is continued.
 
     Attributes:
         name: the folder under runs/; default the config's file name.
@@ -88,7 +88,7 @@ class SearchSection:
     """`[search]`: who proposes, and how often.
 
     Attributes:
-        searchers: names in `nas.searchers.SEARCHERS`; each gets the same number of trials. Random search is always among them.
+        searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always among them.
         trials: per searcher.
         dense_baselines: dense networks of the space trained beside them, from the smallest up; 0 for none.
         options: per searcher, e.g. options.nsga2.population_size = 16.
@@ -191,7 +191,9 @@ def load_config(
         _set(raw, key, value)
     config = _section(RunConfig, raw, where, "")
     if "name" not in config.space or not isinstance(config.space["name"], str):
-        raise ConfigError(f'{where}: [space] name: expected the name of a space, e.g. name = "convnet", got {config.space.get("name")!r}')
+        raise ConfigError(
+            f'{where}: [space] name: expected the name of a space, e.g. name = "convnet", got {config.space.get("name")!r}'
+        )
     try:
         objectives = parse_objectives(config.objectives)
         parse_constraints(config.constraints)

@@ -36,7 +36,18 @@ from nas.searchers import SEARCHERS, Searcher, make_searcher
 from nas.store import Store
 from search_spaces import Space
 
-PACKAGES = ("torch", "numpy", "numba", "optuna", "pandas", "networkx", "sqlalchemy", "scikit-learn", "onnx", "onnxruntime")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "optuna",
+    "pandas",
+    "networkx",
+    "sqlalchemy",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+)
 
 DataLike = Data | tuple[Dataset, Dataset, Dataset]
 
@@ -105,7 +116,9 @@ class _Search:
         self.config_path = config_path
         self.objects = space is not None or data is not None
         self.quiet = quiet
-        self.data: Data = make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
+        self.data: Data = (
+            make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
+        )
         self.space = self._make_space(space)
         self.space.sample(config.run.seed)  # a space that cannot even be drawn from should say so now
 
@@ -354,7 +367,11 @@ def _environment(config: RunConfig) -> dict[str, Any]:
 def _commit() -> str:
     try:
         found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

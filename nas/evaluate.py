@@ -99,7 +99,12 @@ class TrialEvaluator:
         )
         metrics |= {"val_accuracy": result.val_accuracy, "val_loss": result.val_loss}
         trained = count(model, self.data.input_shape)
-        metrics |= {"nnz": trained.nnz, "density": trained.density, "weight_bytes": trained.weight_bytes, "macs": trained.macs}
+        metrics |= {
+            "nnz": trained.nnz,
+            "density": trained.density,
+            "weight_bytes": trained.weight_bytes,
+            "macs": trained.macs,
+        }
         found = violations(metrics, self.constraints)
         write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=latency.parts)
         state = "complete" if feasible(found) else "infeasible"
@@ -143,7 +148,9 @@ def make_space(config: RunConfig, input_shape: tuple[int, ...], classes: int, fo
     except SpaceError as error:
         raise ConfigError(f"[space] {error}") from error
     except TypeError as error:
-        raise ConfigError(f"[space] {config.space['name']}: {error}; check the types of its options {options}") from error
+        raise ConfigError(
+            f"[space] {config.space['name']}: {error}; check the types of its options {options}"
+        ) from error
 
 
 def setup(plain: Mapping[str, Any]) -> TrialEvaluator:

@@ -167,6 +167,10 @@ def _metric_names(trials: Sequence[Trial]) -> list[str]:
     return [name for name in names if name not in COLUMNS and not name.startswith(ARCH)]
 
 
+def _array(values: list[Any], dtype: Any) -> Any:
+    return pd.array(values, dtype=dtype)
+
+
 def _plain(value: Any) -> Any:
     """A NumPy or torch scalar as the Python number it holds."""
     return value.item() if hasattr(value, "item") else value
@@ -176,12 +180,12 @@ def _fixed(name: str, values: list[Any], dtype: str, trials: Sequence[Trial]) ->
     if dtype == "string":
         values = [None if value is None else clean_text(str(value)) for value in values]
     try:
-        return pd.array(values, dtype=dtype)
+        return _array(values, dtype=dtype)
     except (TypeError, ValueError, OverflowError):
         pass
     for trial, value in zip(trials, values, strict=True):  # the slow road, to name the one that is wrong
         try:
-            pd.array([value], dtype=dtype)
+            _array([value], dtype=dtype)
         except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(
                 f"trial {trial.trial}: column {name} holds {dtype}, got {value!r}; store this metric under another name"
@@ -193,12 +197,12 @@ def _inferred(values: list[Any]) -> Any:
     """The narrowest nullable dtype that holds all values; numbers and text together are text."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bool} and kinds:
-        return pd.array(values, dtype="boolean")
+        return _array(values, dtype="boolean")
     if kinds <= {int} and all(value is None or abs(value) < 2**63 for value in values):
-        return pd.array(values, dtype="Int64")
+        return _array(values, dtype="Int64")
     if kinds <= {int, float}:
-        return pd.array([None if value is None else float(value) for value in values], dtype="Float64")
-    return pd.array([None if value is None else clean_text(str(value)) for value in values], dtype="string")
+        return _array([None if value is None else float(value) for value in values], dtype="Float64")
+    return _array([None if value is None else clean_text(str(value)) for value in values], dtype="string")
 
 
 def _parsed(column: pd.Series, dtype: str | None) -> pd.Series:
@@ -222,7 +226,7 @@ def _as(column: pd.Series, dtype: str) -> pd.Series:
     kind = int if dtype == "Int64" else float
     try:
         values = [None if value is pd.NA else kind(value) for value in column]
-        return pd.Series(pd.array(values, dtype=dtype), index=column.index)
+        return pd.Series(_array(values, dtype=dtype), index=column.index)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"column {column.name}: expected {dtype}, got {_first_bad(column, kind)!r}") from error
 

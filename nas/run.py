@@ -122,7 +122,9 @@ class Run:
         frame = self.frame()
         frame = frame[(frame["state"] == "complete") & frame["copy_of"].isna()]
         for constraint in parse_constraints(self.constraints):
-            frame = frame[frame[constraint.metric].map(lambda value, c=constraint: c.violation(float(value)) <= 0).astype(bool)]
+            frame = frame[
+                frame[constraint.metric].map(lambda value, c=constraint: c.violation(float(value)) <= 0).astype(bool)
+            ]
         front = frame[nondominated(frame, self.objectives)]
         first, direction = next(iter(self.objectives.items()))
         return front.sort_values(first, ascending=direction == "min", kind="stable").reset_index(drop=True)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import bindparam, delete, func, insert, inspect, select, update
+from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -52,7 +52,7 @@ __all__ = ["Metric", "State", "Store", "Trial"]
 
 # Statements are built once: building them was more than half of a call's time.
 _T = trial_table.c
-_AT = bindparam("at")
+_AT: BindParameter[int] = bindparam("at")
 _NEXT = select(func.coalesce(func.max(_T.trial) + 1, 0))
 _INSERT = insert(trial_table)
 _READ = select(trial_table).where(_T.trial == _AT)

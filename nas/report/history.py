@@ -105,9 +105,11 @@ def hypervolume_so_far(
         (k int64[p], value float64[p]).
     """
     rows = finished(frame, searcher)
-    steps = np.unique(np.linspace(1, len(rows), min(len(rows), points)).round().astype(np.int64)) if len(rows) else []
+    if rows.empty:
+        return np.empty(0, np.int64), np.empty(0)
+    steps = np.unique(np.linspace(1, len(rows), min(len(rows), points)).round().astype(np.int64))
     values = [relative_hypervolume(rows.iloc[:k], objectives, box) for k in steps]
-    return np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64)
+    return steps, np.asarray(values, dtype=np.float64)
 
 
 def equal_budget(frame: pd.DataFrame) -> int:

@@ -16,8 +16,7 @@ import pandas as pd
 
 from nas.report.units import missing
 
-_CHOSEN_MS = ("latency_ms", "ms", "floor_ms", "chosen_ms")
-_DENSE_MS = ("dense_ms", "torch_ms")
+_SYNONYMS = {"name": "op", "latency_ms": "ms", "torch_ms": "dense_ms"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Operation:
         dense_macs: multiply-adds of the dense twin.
         ms: measured time of this operation alone, None if it was not measured.
         dense_ms: measured time of the dense kernel for it, None if it was not measured.
-        inputs: names of the operations it reads; () if the table does not say.
+        inputs: what it reads: 0 is the network's input, k + 1 the result of operation k; () if the table does not say.
         after: operations fused behind it, e.g. ("relu",).
     """
 
@@ -57,7 +56,7 @@ class Operation:
     dense_macs: int = 0
     ms: float | None = None
     dense_ms: float | None = None
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[int, ...] = ()
     after: tuple[str, ...] = ()
 
     @property
@@ -92,17 +91,16 @@ def read_plan(frame: pd.DataFrame) -> list[Operation]:
     """The operations of a plan frame, in order of execution.
 
     Args:
-        frame: one row per operation with at least `name` and `kind`; shapes as sequences or as text such as "(1, 64, 8, 8)".
+        frame: one row per operation with at least `op` and `kind`; shapes as text such as "1x64x8x8" or as sequences.
 
     Raises:
-        ValueError: there is no `name` or no `kind` column; names the columns there are.
+        ValueError: there is no `op` or no `kind` column; names the columns there are.
     """
-    absent = [column for column in ("name", "kind") if column not in frame.columns]
+    frame = frame.rename(columns={old: new for old, new in _SYNONYMS.items() if new not in frame.columns})
+    absent = [column for column in ("op", "kind") if column not in frame.columns]
     if absent:
-        raise ValueError(f"a plan needs the columns name and kind, {absent} missing; it has {list(frame.columns)}")
-    chosen = next((name for name in _CHOSEN_MS if name in frame.columns), None)
-    dense = next((name for name in _DENSE_MS if name in frame.columns), None)
-    return [_operation(row, chosen, dense) for row in frame.to_dict("records")]
+        raise ValueError(f"a plan needs the columns op and kind, {absent} missing; it has {list(frame.columns)}")
+    return [_operation(row) for row in frame.to_dict("records")]
 
 
 def total_ms(operations: Sequence[Operation]) -> float | None:
@@ -144,17 +142,17 @@ def parse_shape(value: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in value)
 
 
-def _operation(row: dict[Any, Any], chosen: str | None, dense: str | None) -> Operation:
+def _operation(row: dict[Any, Any]) -> Operation:
     stride = parse_shape(row.get("stride"))
-    weight = parse_shape(row.get("weight_shape"))
+    weight = parse_shape(row.get("weight"))
     density = _number(row.get("density"))
     pattern = _text(row.get("pattern"))
     return Operation(
-        name=_text(row["name"]),
+        name=_text(row["op"]),
         kind=_text(row["kind"]),
         kernel=_text(row.get("kernel")) if weight else "",
         weight=weight,
-        output=parse_shape(row.get("output_shape"))[1:],
+        output=parse_shape(row.get("output"))[1:],
         stride=max(stride) if stride else 1,
         groups=int(_number(row.get("groups")) or 1),
         pattern=pattern if density is not None and density < 1 and pattern != "dense" else "",
@@ -162,10 +160,10 @@ def _operation(row: dict[Any, Any], chosen: str | None, dense: str | None) -> Op
         nnz=int(_number(row.get("nnz")) or 0),
         macs=int(_number(row.get("macs")) or 0),
         dense_macs=int(_number(row.get("dense_macs")) or 0),
-        ms=_number(row.get(chosen)) if chosen else None,
-        dense_ms=_number(row.get(dense)) if dense else None,
-        inputs=_names(row.get("inputs")),
-        after=_names(row.get("post_ops", row.get("post"))),
+        ms=_number(row.get("ms")),
+        dense_ms=_number(row.get("dense_ms")),
+        inputs=tuple(int(k) for k in _names(row.get("inputs")) if k.isdigit()),
+        after=_names(row.get("post_ops")),
     )
 
 
@@ -184,16 +182,9 @@ def _number(value: Any) -> float | None:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Names from a sequence, or from a text such as "('relu',)", "a, b" or "a;b"."""
+    """Words of a text such as "relu hardtanh"; the elements of a sequence as texts."""
     if isinstance(value, str):
-        text = value.strip()
-        if text[:1] in ("(", "["):
-            try:
-                value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                value = text.strip("()[]").split(",")
-        else:
-            value = text.replace(";", ",").replace("+", ",").split(",")
-    if not isinstance(value, list | tuple):
-        return ()
-    return tuple(str(name).strip() for name in value if str(name).strip())
+        return tuple(value.split())
+    if isinstance(value, list | tuple):
+        return tuple(str(name) for name in value)
+    return () if missing(value) else (str(int(value)),)

@@ -1,0 +1,65 @@
+"""Searchers: what proposes the next architecture, from the history of its own trials.
+
+`SEARCHERS` maps the names used in run files to classes; `make_searcher` makes one with its options checked. To add one: subclass
+`nas.searchers.base.Searcher`, add a line here and a line to `tests/conformance/test_searchers_conformance.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from nas.errors import ConfigError, unknown_name
+from nas.searchers.base import Proposal, Searcher, SpaceExhausted
+from nas.searchers.dense import DenseBaseline
+from nas.searchers.optuna_samplers import NSGA2, TPE
+from nas.searchers.random import RandomSearch
+from nas.searchers.regularized_evolution import RegularizedEvolution
+from search_spaces.space import Space
+
+__all__ = ["SEARCHERS", "Proposal", "Searcher", "SpaceExhausted", "make_searcher"]
+
+SEARCHERS: dict[str, type[Searcher]] = {
+    "dense": DenseBaseline,
+    "nsga2": NSGA2,
+    "random": RandomSearch,
+    "regularized_evolution": RegularizedEvolution,
+    "tpe": TPE,
+}
+
+
+def make_searcher(
+    name: str, space: Space, objectives: Mapping[str, str], seed: int = 0, options: Mapping[str, Any] | None = None
+) -> Searcher:
+    """Make the searcher called `name`.
+
+    Args:
+        name: a key of `SEARCHERS`.
+        space: where to search.
+        objectives: metric -> "max" or "min".
+        seed: of all its randomness.
+        options: keyword arguments of the class, e.g. {"population": 20}.
+
+    Raises:
+        UnknownName: no such searcher.
+        ConfigError: an option it does not have, or a value out of range.
+    """
+    if name not in SEARCHERS:
+        raise unknown_name("searcher", name, SEARCHERS)
+    known = searcher_options(name)
+    for option in options or {}:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ";"
+            raise ConfigError(
+                f'searcher "{name}" has no option "{option}"{hint} it has: {", ".join(sorted(known)) or "none"}'
+            )
+    return SEARCHERS[name](space, objectives, seed, **dict(options or {}))
+
+
+def searcher_options(name: str) -> dict[str, Any]:
+    """The options of a searcher and their defaults."""
+    parameters = inspect.signature(SEARCHERS[name].__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

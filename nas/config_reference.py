@@ -1,0 +1,75 @@
+"""Every key of a run file with its meaning and default, as a commented TOML file: `nas config` prints it, docs/config.md holds it.
+
+Made from the section classes and their docstrings, so it cannot say anything else than the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import textwrap
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import tomli_w
+
+from nas.config import RunConfig
+
+SECTIONS = ("run", "data", "space", "search", "objectives", "constraints", "train", "latency", "final")
+_HEADINGS = {
+    "space": "`[space]`: name is mlp, convnet, darts, nasnet, nasbench201, or your own: file.py:function or module:function.\n"
+    "All other keys are options of that space.",
+    "objectives": "`[objectives]`: metric = max or min; the first one picks the exported network. Metrics: val_accuracy, latency_ms,\n"
+    "params, nnz, density, weight_bytes, dense_macs, macs.",
+    "constraints": '`[constraints]`: hard limits, e.g. latency_ms = "<= 5" or val_accuracy = ">= 0.9". A network that breaks one on its\n'
+    "cost is not trained; it is kept and marked infeasible.",
+}
+
+
+def reference() -> str:
+    """The commented TOML text; reading it back gives the default config."""
+    parts = ["# Every key of a run file with its default. All are optional."]
+    for section in SECTIONS:
+        found = next(f for f in fields(RunConfig) if f.name == section)
+        default = _default(found)
+        if isinstance(default, dict):
+            body = tomli_w.dumps(default) if default else ""
+            parts.append(_comment(_HEADINGS[section]) + f"[{section}]\n{body}".rstrip())
+            continue
+        summary, meanings = _documented(type(default))
+        lines = [_comment(f"`[{section}]`: " + re.sub(r"^`\[\w+\]`: ", "", summary)) + f"[{section}]"]
+        for key in fields(type(default)):
+            value = _default(key)
+            text = meanings.get(key.name, "")
+            if value is None:
+                lines.append(_comment(text) + f"# {key.name} =")
+            elif isinstance(value, dict):
+                lines.append(_comment(text) + f"{key.name} = {{}}")
+            else:
+                shown = json.dumps(value) if isinstance(value, tuple) else tomli_w.dumps({"v": value}).strip()[4:]
+                lines.append(_comment(text) + f"{key.name} = {shown}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _default(found: Field[Any]) -> Any:
+    return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _documented(cls: type) -> tuple[str, dict[str, str]]:
+    """First paragraph of a class docstring, and its "Attributes:" by name."""
+    text = inspect.getdoc(cls) or ""
+    head, _, tail = text.partition("Attributes:")
+    tail = textwrap.dedent(tail.strip("\n"))
+    tail = re.split(r"\n\n|\n(?=\S[^:\n]*:\s*$)", tail)[0]
+    meanings: dict[str, str] = {}
+    for match in re.finditer(r"^(\w+(?:, \w+)*): (.*(?:\n[ \t]+.*)*)", tail, re.MULTILINE):
+        for name in match.group(1).split(", "):
+            meanings[name] = " ".join(match.group(2).split())
+    return " ".join(head.split("\n\n")[0].split()), meanings
+
+
+def _comment(text: str) -> str:
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, 116)]
+    return "".join(f"# {line}\n" for line in lines)

@@ -1,0 +1,107 @@
+"""Run files: what they accept, what they say of mistakes, and that nothing is lost on the way to TOML and back."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nas.config import RunConfig, differing_keys, load_config, parse_override
+from nas.config_reference import reference
+from nas.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_resolved_config_reads_back_to_an_equal_value(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, "[search]\nsearchers = ['tpe']\noptions.tpe.startup = 3\n[train]\nlr = 1\naugment=['flip']\n"),
+        {"train.epochs": 3},
+    )
+    assert load_config(write(tmp_path, config.to_toml())) == config
+
+
+def test_random_search_is_always_there_and_the_name_is_the_files() -> None:
+    config = load_config({"search": {"searchers": ["tpe"]}}, name="mine")
+    assert config.search.searchers == ("random", "tpe")
+    assert config.run.name == "mine"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runs" / "configs").glob("*.toml")), ids=lambda p: p.name)
+def test_shipped_run_files_are_valid(path: Path) -> None:
+    assert load_config(path).run.name == path.stem
+
+
+def test_the_reference_is_the_default_config_and_stands_in_the_docs() -> None:
+    assert load_config(tomllib.loads(reference()), name="run") == load_config({}, name="run")
+    assert reference() in (ROOT / "docs" / "config.md").read_text(), (
+        "docs/config.md is out of date: put the output of `nas config` into its code block"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[train]\nepocs = 3", r'\[train\] unknown key "epocs"; did you mean "epochs"'),
+        ("[trian]\n", r'unknown section "trian"; did you mean "train"'),
+        ("[train]\nepochs = 'ten'", r"\[train\] epochs: expected int, got 'ten'"),
+        ("[train]\nepochs = 0", r"\[train\].*epochs"),
+        ("[train]\nepochs = true", r"epochs: expected int, got True"),
+        ("[run]\nworkers = -1", r"\[run\] workers: expected >= 0, got -1"),
+        ("[data]\nvalidation = 1.0", r"\[data\] validation: .*\(0, 1\)"),
+        ("[search]\nsearchers = 'random'", r"searchers: expected a list"),
+        ("[search]\nsearchers = []", r"searchers"),
+        ("[search]\ntrials = 0", r"\[search\] trials"),
+        ("[objectives]\nval_accuracy = 'up'", r"val_accuracy.*max"),
+        ("[objectives]\ntest_accuracy = 'max'", r"never sees the test set"),
+        ("[constraints]\nlatency_ms = '< 5'", r"latency_ms.*<="),
+        ("[space]\nchannels = 3", r"\[space\] name"),
+        ("train = 3", r"\[train\] expected a table"),
+        ("[train", r"not valid TOML"),
+    ],
+)
+def test_mistakes_name_file_section_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(write(tmp_path, text))
+    assert "mine.toml" in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such config file: .*nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match="got a folder"):
+        load_config(tmp_path)
+
+
+def test_overrides_are_typed_like_the_file() -> None:
+    overrides = dict(
+        parse_override(text) for text in ("train.epochs=7", "space.name=darts", "train.augment=['flip']", "run.seed=3")
+    )
+    config = load_config({}, overrides)
+    assert (config.train.epochs, config.space["name"], config.train.augment, config.run.seed) == (
+        7,
+        "darts",
+        ("flip",),
+        3,
+    )
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_override("train.epochs")
+    with pytest.raises(ConfigError, match="epochs"):
+        load_config({}, {"train.epochs.more": 3})
+
+
+def test_differing_keys_are_dotted_and_complete() -> None:
+    one, two = (
+        RunConfig().as_dict(),
+        load_config({}, {"train.epochs": 11, "space.name": "mlp", "space.widths": [1]}).as_dict(),
+    )
+    two["run"]["name"] = ""
+    assert differing_keys(one, two) == ["space.widths", "train.epochs"]
+    assert differing_keys(one, one) == []

@@ -1,0 +1,201 @@
+"""The NASNet macro network: stacks of normal cells with reductions between them, made from any source of operations.
+
+It decides nothing: `nasnet.py` fills it from a chooser or from a genotype. Start with `NasnetNetwork`. Where TensorFlow
+pads an even image at the bottom right only, padding here is symmetric: same sizes and counts, features shifted by a
+pixel.
+
+Source: Zoph et al. 2018, NASNet (arXiv:1707.07012), section 3 and appendix A, in its published TensorFlow code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ops.candidates import FactorizedReduce, ReluConvNorm
+from ops.droppath import set_progress
+from search_spaces.architecture import SpaceError
+from search_spaces.darts_network import AuxiliaryHead, Nodes, NodeSource, NodeSums, Size, check_macro, halved, is_odd
+
+Concat = Callable[[str, Nodes], tuple[int, ...]]
+"""`concat(kind, nodes)` -> the states that a cell concatenates."""
+
+
+class NasnetCell(nn.Module):
+    """Align the previous state (unless it is taken raw), bring the current one to `channels`, compute the blocks,
+    concatenate.
+
+    Args:
+        previous, current: (channels, size) of the two inputs.
+        raw: take the previous input as it is (the first cell: both inputs are the stem's output).
+        channels: of every block.
+        kind: "normal" or "reduce".
+        source: makes the operations.
+        concat: the states of the output. A state of another shape is brought to that of the blocks first: 1x1
+            convolution, or factorised reduction, and batch norm, without a ReLU.
+        drop_path: rate of this cell at the end of training.
+    """
+
+    def __init__(
+        self,
+        previous: tuple[int, Size],
+        current: tuple[int, Size],
+        raw: bool,
+        channels: int,
+        kind: str,
+        source: NodeSource,
+        concat: Concat,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        planes, size = previous
+        self.align0: nn.Module = nn.Identity()
+        if not raw:
+            if size != current[1]:
+                self.align0 = FactorizedReduce(planes, channels, odd=is_odd(size))
+            elif planes != channels:
+                self.align0 = ReluConvNorm(planes, channels)
+            planes = channels
+        self.align1 = ReluConvNorm(current[0], channels)
+        odd = is_odd(current[1])
+        nodes = source(kind, (planes, channels), channels, odd)
+        self.concat = concat(kind, nodes)
+        self.out_channels = len(self.concat) * channels
+        self.nodes = NodeSums(nodes, drop_path)
+        fixes: dict[str, nn.Module] = {}
+        for j in self.concat:
+            width = (planes, channels)[j] if j < 2 else channels
+            if j < 2 and kind == "reduce":
+                fixes[str(j)] = FactorizedReduce(width, channels, relu=False, odd=odd)
+            elif width != channels:
+                fixes[str(j)] = nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.fixes = nn.ModuleDict(fixes)
+
+    def forward(self, previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+        """Two float[batch, channels, height, width] to float[batch, out_channels, height', width']."""
+        states = self.nodes(self.align0(previous), self.align1(current))
+        parts = []
+        for j in self.concat:
+            parts.append(self.fixes[str(j)](states[j]) if str(j) in self.fixes else states[j])
+        return torch.cat(parts, dim=1)
+
+
+class NasnetNetwork(nn.Module):
+    """Stem, three stages of normal cells with a reduction cell before the second and third, classifier.
+
+    Args:
+        source: makes the operations of each cell; states 0 (previous) and 1 (current) as everywhere here.
+        concat: the states that a cell concatenates.
+        input_shape: (channels, height, width) of one image.
+        classes: outputs.
+        channels: of a block in the first stage (F); doubled by each reduction. A name such as 6@768 says repeats @ 24
+            F.
+        repeats: normal cells in each stage (N).
+        stem: "cifar" (3x3 convolution to 3 F), or "imagenet" (3x3 of stride 2 without padding, then two reduction
+            cells).
+        stem_channels: of the ImageNet stem's convolution; published: 32 (mobile), 96 (large).
+        skip_reduction: the first cell after a reduction takes the state one before the reduction's own input as its
+            previous one (published: large only).
+        auxiliary: a second classifier in training, on the last cell before the second reduction.
+        drop_path: rate in the last cell at the end of training; earlier cells have proportionally less
+            (ScheduledDropPath: rate = drop_path * (cell + 1) / cells * fraction of training done). Published: 0.4
+            CIFAR, 0.3 large, 0 mobile.
+        dropout: before the classifier; None: 0 for "cifar", 0.5 for "imagenet", as published.
+
+    Raises:
+        SpaceError: sizes out of range, an unknown stem, an image too small for the stem.
+    """
+
+    def __init__(
+        self,
+        source: NodeSource,
+        concat: Concat,
+        *,
+        input_shape: Sequence[int] = (3, 32, 32),
+        classes: int = 10,
+        channels: int = 32,
+        repeats: int = 6,
+        stem: str = "cifar",
+        stem_channels: int = 32,
+        skip_reduction: bool = False,
+        auxiliary: bool = False,
+        drop_path: float = 0.0,
+        dropout: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_macro(
+            "nasnet",
+            input_shape,
+            drop_path,
+            classes=classes,
+            channels=channels,
+            repeats=repeats,
+            stem_channels=stem_channels,
+        )
+        size = (int(input_shape[1]), int(input_shape[2]))
+        if stem == "cifar":
+            width = 3 * channels
+            convolution = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+            plan: list[tuple[str, float]] = []
+        elif stem == "imagenet":
+            width = stem_channels
+            if min(size) < 3 or channels < 4:
+                raise SpaceError(
+                    f"nasnet: the imagenet stem needs images of at least 3x3 and at least 4 channels, got {size[0]}x{size[1]} "
+                    f"and {channels}"
+                )
+            convolution = nn.Conv2d(input_shape[0], width, 3, 2, bias=False)
+            size = ((size[0] - 3) // 2 + 1, (size[1] - 3) // 2 + 1)
+            plan = [("reduce", 0.25), ("reduce", 0.5)]
+        else:
+            raise SpaceError(f'nasnet: stem: expected "cifar" or "imagenet", got {stem!r}')
+        stems = len(plan)
+        for stage in range(3):
+            plan += [("reduce", 2.0**stage)] * (stage > 0) + [("normal", 2.0**stage)] * repeats
+        auxiliary_after = stems + 2 * repeats  # the last cell before the second reduction
+
+        self.stem = nn.Sequential(convolution, nn.BatchNorm2d(width))
+        self.cells = nn.ModuleList()
+        self.previous: list[int] = []
+        self.auxiliary: nn.Module | None = None
+        self.auxiliary_after = auxiliary_after
+        made: list[tuple[int, Size]] = [(width, size)]
+        for i, (kind, scale) in enumerate(plan):
+            after_reduction = i > stems and plan[i - 1][0] == "reduce"
+            back = 3 if skip_reduction and after_reduction else 2
+            previous = max(0, len(made) - back)
+            width = int(channels * scale)
+            cell = NasnetCell(
+                made[previous], made[-1], i == 0, width, kind, source, concat, drop_path * (i + 1) / len(plan)
+            )
+            self.cells.append(cell)
+            self.previous.append(previous)
+            size = halved(made[-1][1]) if kind == "reduce" else made[-1][1]
+            made.append((cell.out_channels, size))
+            if auxiliary and i == auxiliary_after:
+                self.auxiliary = AuxiliaryHead(cell.out_channels, classes, size)
+        rate = dropout if dropout is not None else 0.5 if stem == "imagenet" else 0.0
+        self.head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.dropout: nn.Module = nn.Dropout(rate) if rate else nn.Identity()
+        self.classifier = nn.Linear(made[-1][0], classes)
+        if stem == "imagenet":
+            for part in self.modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.eps = 1e-3
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell ScheduledDropPath how much of training is done, in [0, 1]."""
+        set_progress(self, fraction)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Map float[batch, *input_shape] to logits float[batch, classes]; in training, with the auxiliary head, to a pair."""
+        made = [self.stem(x)]
+        auxiliary = None
+        for i, cell in enumerate(self.cells):
+            made.append(cell(made[self.previous[i]], made[-1]))
+            if self.training and self.auxiliary is not None and i == self.auxiliary_after:
+                auxiliary = self.auxiliary(made[-1])
+        logits = self.classifier(self.dropout(self.head(made[-1])))
+        return logits if auxiliary is None else (logits, auxiliary)

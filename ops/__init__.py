@@ -4,6 +4,7 @@ The names below are re-exported for convenience. Kernels, plans and the runtime 
 `import ops` stays light (numba is imported only by the kernels).
 """
 
+from ops.counting import Counts, LayerCount, count
 from ops.layers import SparseConv2d, SparseLayer, SparseLinear, draw_masks_, is_depthwise, sparse_layers, sparsify
 from ops.masks import kept_count, random_mask, satisfies, topk_mask
 from ops.patterns import NM, Block, Channel, Pattern, PatternError, Unstructured, check_pattern, parse_pattern
@@ -12,6 +13,8 @@ __all__ = [
     "NM",
     "Block",
     "Channel",
+    "Counts",
+    "LayerCount",
     "Pattern",
     "PatternError",
     "SparseConv2d",
@@ -19,6 +22,7 @@ __all__ = [
     "SparseLinear",
     "Unstructured",
     "check_pattern",
+    "count",
     "draw_masks_",
     "is_depthwise",
     "kept_count",

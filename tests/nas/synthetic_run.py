@@ -174,59 +174,63 @@ def mlp_plan(architecture: Architecture) -> pd.DataFrame:
 def plan_row(
     name: str,
     kind: str,
-    weight: tuple[int, ...] | None,
+    weight: tuple[int, ...],
     output: tuple[int, ...],
     density: float = 1.0,
     pattern: str = "",
     *,
     post: str = "",
     stride: int = 1,
-    groups: int = 1,
     inputs: str = "",
 ) -> dict[str, Any]:
     """One operation as a plan.csv holds it."""
     n = math.prod(weight) if weight else 0
-    space = math.prod(output[2:]) if len(output) == 4 else 1
+    positions = math.prod(output[2:]) if weight else 0
     nnz = n - math.floor((1 - density) * n)
-    dense_ms = 0.002 + n * space * 1.1e-7
-    csr_ms = 0.002 + nnz * space * 6e-7
+    dense_ms = 0.002 + n * positions * 1.1e-7
+    csr_ms = 0.002 + nnz * positions * 6e-7
     kernel = "csr" if density < 1 and csr_ms < dense_ms else "torch"
     return {
-        **{"name": name, "kind": kind, "inputs": inputs, "output_shape": str(output)},
-        **{"weight_shape": str(weight) if weight else None, "stride": stride, "groups": groups},
-        **{"density": density if weight else None, "nnz": nnz, "pattern": pattern if density < 1 else "dense"},
-        **{"macs": nnz * space, "dense_macs": n * space, "kernel": kernel, "post": post},
-        **{"ms": min(csr_ms, dense_ms) if kernel == "csr" else dense_ms, "dense_ms": dense_ms},
+        "op": name,
+        "kind": kind,
+        "input": "",
+        "output": "x".join(map(str, output)),
+        "weight": "x".join(map(str, weight)),
+        "stride": f"{stride}x{stride}" if len(weight) == 4 else "",
+        "groups": 1,
+        "pattern": pattern if density < 1 else "",
+        "density": density,
+        "nnz": nnz,
+        "macs": nnz * positions,
+        "dense_macs": n * positions,
+        "kernel": kernel,
+        "post_ops": post,
+        "inputs": inputs,
+        "ms": csr_ms if kernel == "csr" else dense_ms,
+        "dense_ms": dense_ms if weight else float("nan"),
     }
 
 
 def residual_plan(stages: int = 3, blocks: int = 10, width: int = 16) -> pd.DataFrame:
     """A residual network of 3 * stages * blocks + 3 operations, with skip connections."""
-    rows = [plan_row("stem", "conv2d", (width, 3, 3, 3), (1, width, 32, 32), post="relu", inputs="x")]
-    before, channels, size = "stem", width, 32
+    rows = [plan_row("stem", "conv2d", (width, 3, 3, 3), (1, width, 32, 32), post="relu", inputs="0")]
+    channels, size = width, 32
     for stage in range(stages):
         for block in range(blocks):
             name, new = f"stage{stage}.block{block}", width * 2**stage
             stride = 2 if stage and not block else 1
             size //= stride
-            shape = (1, new, size, size)
-            density = (1.0, 0.25, 0.05)[stage]
-            one = plan_row(
-                *(f"{name}.conv1", "conv2d", (new, channels, 3, 3), shape, density, "unstructured"),
-                **{"post": "relu", "stride": stride, "inputs": before},
+            shape, sparse, before = (1, new, size, size), ((1.0, 0.25, 0.05)[stage], "unstructured"), len(rows)
+            weight = (new, channels, 3, 3)
+            first = plan_row(
+                f"{name}.conv1", "conv2d", weight, shape, *sparse, post="relu", stride=stride, inputs=f"{before}"
             )
-            two = plan_row(
-                *(f"{name}.conv2", "conv2d", (new, new, 3, 3), shape, density, "unstructured"),
-                inputs=f"{name}.conv1",
-            )
-            rows += [
-                one,
-                two,
-                plan_row(f"{name}.add", "add", None, shape, inputs=f"{name}.conv2,{before}", post="relu"),
-            ]
-            before, channels = f"{name}.add", new
-    rows.append(plan_row("pool", "mean", None, (1, channels), inputs=before))
-    rows.append(plan_row("head", "linear", (10, channels), (1, 10), inputs="pool"))
+            second = plan_row(f"{name}.conv2", "conv2d", (new, new, 3, 3), shape, *sparse, inputs=f"{before + 1}")
+            added = plan_row(f"{name}/add", "add", (), shape, inputs=f"{before + 2} {before}", post="relu")
+            rows += [first, second, added]
+            channels = new
+    rows.append(plan_row("pool", "mean", (), (1, channels), inputs=f"{len(rows)}"))
+    rows.append(plan_row("head", "linear", (10, channels), (1, 10), inputs=f"{len(rows)}"))
     return pd.DataFrame(rows)
 
 

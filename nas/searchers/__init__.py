@@ -1,7 +1,7 @@
 """Searchers: what proposes the next architecture, from the history of its own trials.
 
-`SEARCHERS` maps the names used in run files to classes; `make_searcher` makes one with its options checked. To add one: subclass
-`nas.searchers.base.Searcher`, add a line here and a line to `tests/conformance/test_searchers_conformance.py`.
+`SEARCHERS` maps the names used in run files to classes; `make_searcher` makes one with its options checked. To add one:
+subclass `nas.searchers.base.Searcher`, add a line here and a line to `tests/conformance/test_searchers_conformance.py`.
 """
 
 from __future__ import annotations

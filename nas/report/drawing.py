@@ -1,28 +1,29 @@
-"""Draws a network as a diagram of the operations it executes, as SVG: what each is, how dense, how large, how long it takes.
+"""Draws a network as a diagram of the operations it executes: what each is, how dense, how large, how long it takes.
 
-`network_svg` draws from the operations of a plan; repeated blocks are drawn once. Graphs of cells are `nas.report.graphs`,
+`draw_network` draws from the operations of a plan; repeated blocks are drawn once. Graphs of cells are `nas.report.graphs`,
 the version for terminals is `nas.report.tree`.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
+from nas.report.canvas import Canvas
 from nas.report.plans import Operation, shape_text, shares, total_ms
 from nas.report.repeats import Row, rows_of
-from nas.report.style import GRID, INK, KERNEL_COLOURS, MUTED, OTHER_KERNEL, PAPER, density_colour, themed
+from nas.report.style import GRID, INK, KERNEL_COLOURS, MUTED, OTHER_KERNEL, PAPER, density_colour
 from nas.report.units import compact, digits
 
 MAX_ROWS = 240
 _LANES = 7
 _LANE = 9
 _BOX = 348
+_INSET = 60
 _TALL, _LOW, _GAP, _HEAD = 40, 20, 15, 26
 
 
-def network_svg(operations: Sequence[Operation], *, title: str = "", for_page: bool = False) -> str:
-    """A network as one <svg> element.
+def draw_network(operations: Sequence[Operation]) -> Canvas:
+    """A network as a diagram.
 
     Boxes are operations, from the input down; the colour of a box and the bar on its lower edge say how many of its weights
     are kept. Beside each stand its output, its weights, multiply-adds and its share of the time (of the multiply-adds, if no
@@ -30,8 +31,6 @@ def network_svg(operations: Sequence[Operation], *, title: str = "", for_page: b
 
     Args:
         operations: as from `nas.report.plans.read_plan`.
-        title: for readers that do not see it.
-        for_page: neutral colours follow the page's theme instead of being fixed.
     """
     rows = rows_of(operations)
     cut = len(rows) - MAX_ROWS
@@ -39,23 +38,21 @@ def network_svg(operations: Sequence[Operation], *, title: str = "", for_page: b
         rows = rows[: MAX_ROWS // 2] + rows[-MAX_ROWS // 2 :]
     placed = _Placed(operations, rows)
     part = shares(operations)
-    parts = [_header(placed, total_ms(operations) is not None)]
-    frames, badges = _frames(placed)
-    parts += frames
-    parts += _connections(placed, operations)
+    canvas = Canvas(placed.width, placed.height)
+    _header(canvas, placed, total_ms(operations) is not None)
+    frames = _frames(placed)
+    for top, bottom, _ in frames:
+        canvas.box(placed.box - 8, top, _BOX + 16, bottom - top, radius=9, stroke=MUTED, dashed=True)
+    _connections(canvas, placed, operations)
     for i, row in enumerate(rows):
-        members = [operations[k] for k in row.members]
-        parts.append(_row(placed, i, members, sum(part[k] for k in row.members)))
-    parts += badges
+        _row(canvas, placed, i, [operations[k] for k in row.members], sum(part[k] for k in row.members))
+    for top, bottom, times in frames:
+        middle = (top + bottom) / 2
+        canvas.box(placed.box + _BOX - 8, middle - 10, 32, 20, INK, radius=10)
+        canvas.text(placed.box + _BOX + 8, middle + 4, f"{times}×", PAPER, anchor="middle", bold=True)
     if cut > 0:
-        parts.append(_text(placed.box, placed.height - 8, f"{cut} rows in the middle are not drawn", MUTED, 11))
-    label = html.escape(title or "network", quote=True)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{label}" width="{placed.width}" '
-        f'height="{placed.height}" viewBox="0 0 {placed.width} {placed.height}" '
-        f"font-family=\"system-ui, 'DejaVu Sans', sans-serif\">{''.join(parts)}</svg>"
-    )
-    return themed(svg) if for_page else svg
+        canvas.text(placed.box, placed.height - 4, f"{cut} rows in the middle are not drawn", MUTED)
+    return canvas
 
 
 class _Placed:
@@ -93,50 +90,38 @@ class _Placed:
         return self.tops[i] + self.heights[i] / 2
 
 
-def _row(placed: _Placed, i: int, members: Sequence[Operation], share: float) -> str:
+def _row(canvas: Canvas, placed: _Placed, i: int, members: Sequence[Operation], share: float) -> None:
     op, top, height = members[0], placed.tops[i], placed.heights[i]
     fill, ink = density_colour(op.density)
-    box = placed.box
-    what = " + ".join((op.what, *op.after))
-    parts = []
+    box, what = placed.box, " + ".join((op.what, *op.after))
+    canvas.begin(_tooltip(members))
     if op.density is None:
-        inset = 60
-        parts.append(
-            f'<rect x="{box + inset}" y="{top}" width="{_BOX - 2 * inset}" height="{height}" rx="{height / 2}" fill="{GRID}"/>'
-        )
-        parts.append(_text(placed.middle, top + 14, _short(what, _BOX - 2 * inset - 16, 11), INK, 11, anchor="middle"))
+        canvas.box(box + _INSET, top, _BOX - 2 * _INSET, height, GRID, radius=height / 2)
+        canvas.text(placed.middle, top + 14, _short(what, _BOX - 2 * _INSET - 16, 11), anchor="middle")
     else:
         low, high = min(m.density or 0 for m in members), max(m.density or 0 for m in members)
         how = op.how if low == high else op.how.replace(f"{op.density:.3g}", f"{low:.3g} to {high:.3g}")
-        parts.append(f'<rect x="{box}" y="{top}" width="{_BOX}" height="{height}" rx="5" fill="{fill}"/>')
-        kept = sum(m.nnz for m in members) / max(1, sum(_weights(m) for m in members))
-        bar = max(2.0, (_BOX - 16) * min(1.0, kept))
-        parts.append(
-            f'<rect x="{box + 8}" y="{top + height - 5}" width="{_BOX - 16}" height="2" fill="{ink}" opacity=".25"/>'
-            f'<rect x="{box + 8}" y="{top + height - 5}" width="{bar:.1f}" height="2" fill="{ink}"/>'
-        )
-        parts.append(_text(box + 10, top + 16, _short(what, _BOX - 20, 12.5), ink, 12.5, weight=600))
         name = op.name if len(members) == 1 else f"{op.name} …"
-        room = _BOX - 30 - _size(how, 10.5)
-        parts.append(_text(box + 10, top + 30, how, ink, 10.5))
-        parts.append(
-            _text(
-                box + _BOX - 10, top + 30, _short(name, room, 10.5, keep_end=True), ink, 10.5, anchor="end", opacity=0.8
-            )
-        )
-    middle = placed.centre(i) + 4
-    parts.append(_text(placed.columns[0], middle, shape_text(op.output), MUTED, 11))
-    weights, macs = sum(m.nnz for m in members), sum(m.macs for m in members)
+        weights = sum(m.weights for m in members)
+        kept = sum(m.nnz for m in members) / weights if weights else op.density
+        canvas.box(box, top, _BOX, height, fill, radius=5)
+        canvas.box(box + 8, top + height - 5, _BOX - 16, 2, ink, opacity=0.25)
+        canvas.box(box + 8, top + height - 5, max(2.0, (_BOX - 16) * min(1.0, kept)), 2, ink)
+        canvas.text(box + 10, top + 16, _short(what, _BOX - 20, 12.5), ink, 12.5, bold=True)
+        canvas.text(box + 10, top + 30, how, ink, 10.5)
+        room = _BOX - 30 - 0.6 * 10.5 * len(how)
+        name = _short(name, room, 10.5, keep_end=True)
+        canvas.text(box + _BOX - 10, top + 30, name, ink, 10.5, anchor="end", opacity=0.8)
+    line = placed.centre(i) + 4
+    output, weights_at, macs_at, share_at = placed.columns
+    canvas.text(output, line, shape_text(op.output), MUTED)
     if op.density is not None:
-        parts.append(_text(placed.columns[1], middle, f"{weights:,}", INK, 11, anchor="end"))
-    if macs:
-        parts.append(_text(placed.columns[2], middle, compact(macs), INK, 11, anchor="end"))
-    colour = KERNEL_COLOURS.get(op.kernel, OTHER_KERNEL)
-    parts.append(
-        f'<rect x="{placed.columns[3]}" y="{middle - 9}" width="{max(0.8, 90 * share):.1f}" height="10" fill="{colour}"/>'
-    )
-    parts.append(_text(placed.columns[3] + max(0.8, 90 * share) + 6, middle, f"{share:.1%}", INK, 11))
-    return f"<g><title>{html.escape(_tooltip(members))}</title>{''.join(parts)}</g>"
+        canvas.text(weights_at, line, f"{sum(m.nnz for m in members):,}", anchor="end")
+    if op.macs:
+        canvas.text(macs_at, line, compact(sum(m.macs for m in members)), anchor="end")
+    canvas.box(share_at, line - 9, max(0.8, 90 * share), 10, KERNEL_COLOURS.get(op.kernel, OTHER_KERNEL))
+    canvas.text(share_at + max(0.8, 90 * share) + 6, line, f"{share:.1%}")
+    canvas.end()
 
 
 def _tooltip(members: Sequence[Operation]) -> str:
@@ -149,66 +134,54 @@ def _tooltip(members: Sequence[Operation]) -> str:
     return "\n".join(lines + ([f"and {len(members) - 12} more"] if len(members) > 12 else []))
 
 
-def _header(placed: _Placed, timed: bool) -> str:
-    names = (
-        ("output", "start"),
-        ("non-zeros", "end"),
-        ("MACs", "end"),
-        ("share of time" if timed else "share of MACs", "start"),
-    )
-    return "".join(
-        _text(x, 16, name, MUTED, 11, anchor=anchor) for x, (name, anchor) in zip(placed.columns, names, strict=True)
-    )
+def _header(canvas: Canvas, placed: _Placed, timed: bool) -> None:
+    share = "share of time" if timed else "share of MACs"
+    names = (("output", "start"), ("non-zeros", "end"), ("MACs", "end"), (share, "start"))
+    for x, (name, anchor) in zip(placed.columns, names, strict=True):
+        canvas.text(x, 16, name, MUTED, anchor=anchor)
 
 
-def _frames(placed: _Placed) -> tuple[list[str], list[str]]:
-    """(dashed frames around the repeated blocks, badges that say how often), the badges to be drawn last."""
-    frames, badges = [], []
+def _frames(placed: _Placed) -> list[tuple[float, float, int]]:
+    """(top, bottom, how often) of each repeated block."""
+    frames = []
     for block in dict.fromkeys(row.block for row in placed.rows if row.block >= 0):
         inside = [i for i, row in enumerate(placed.rows) if row.block == block]
-        top, bottom = placed.tops[inside[0]] - 9, placed.tops[inside[-1]] + placed.heights[inside[-1]] + 9
-        frames.append(
-            f'<rect x="{placed.box - 8}" y="{top:g}" width="{_BOX + 16}" height="{bottom - top:g}" rx="9" fill="none" '
-            f'stroke="{MUTED}" stroke-dasharray="4 3"/>'
-        )
-        times, middle = f"{placed.rows[inside[0]].times}×", (top + bottom) / 2
-        badges.append(
-            f'<rect x="{placed.box + _BOX - 8}" y="{middle - 10:g}" width="32" height="20" rx="10" fill="{INK}"/>'
-            + _text(placed.box + _BOX + 8, middle + 4, times, PAPER, 11, anchor="middle", weight=600)
-        )
-    return frames, badges
+        bottom = placed.tops[inside[-1]] + placed.heights[inside[-1]] + 9
+        frames.append((placed.tops[inside[0]] - 9, bottom, placed.rows[inside[0]].times))
+    return frames
 
 
-def _connections(placed: _Placed, operations: Sequence[Operation]) -> list[str]:
+def _connections(canvas: Canvas, placed: _Placed, operations: Sequence[Operation]) -> None:
     """Arrows between neighbours that feed each other, and lines around what is skipped."""
     known = any(op.inputs for op in operations)
-    parts = []
     for i in range(1, len(placed.rows)):
         k = placed.rows[i].members[0]
         if known and k not in operations[k].inputs:  # input number k is the result of operation k - 1
             continue
-        top, bottom = placed.tops[i - 1] + placed.heights[i - 1], placed.tops[i]
-        x = placed.middle
-        parts.append(
-            f'<path d="M{x} {top}V{bottom - 4}" stroke="{MUTED}" fill="none"/>'
-            f'<path d="M{x - 3.5} {bottom - 6}h7l-3.5 6z" fill="{MUTED}"/>'
+        canvas.line(
+            ("M", (placed.middle, placed.tops[i - 1] + placed.heights[i - 1])),
+            ("L", (placed.middle, placed.tops[i] - 4)),
         )
+        canvas.arrow_down(placed.middle, placed.tops[i])
     for (start, end), lane in zip(placed.skips, placed.lanes, strict=True):
         x = placed.box - 16 - _LANE * (lane % _LANES)
         y0 = placed.centre(start) + 4 if start >= 0 else float(_HEAD)
         y1 = placed.centre(end) - 4
-        left, right = placed.box + _edge(placed, start), placed.box + _edge(placed, end)
-        parts.append(
-            f'<path d="M{left} {y0}H{x + 6}Q{x} {y0} {x} {y0 + 6}V{y1 - 6}Q{x} {y1} {x + 6} {y1}H{right - 4}" '
-            f'stroke="{MUTED}" stroke-width="1.1" fill="none" opacity=".8"/>'
-            f'<path d="M{right - 6} {y1 - 3.5}v7l6 -3.5z" fill="{MUTED}"/>'
+        right = placed.box + _edge(placed, end)
+        canvas.line(
+            ("M", (placed.box + _edge(placed, start), y0)),
+            ("L", (x + 6, y0)),
+            ("Q", (x, y0, x, y0 + 6)),
+            ("L", (x, y1 - 6)),
+            ("Q", (x, y1, x + 6, y1)),
+            ("L", (right - 4, y1)),
         )
-    return parts
+        canvas.arrow_right(right, y1)
 
 
 def _edge(placed: _Placed, i: int) -> int:
     """Where the left edge of a row's box is, seen from the boxes with weights."""
-    return 60 if i >= 0 and placed.heights[i] == _LOW else 0
+    return _INSET if i >= 0 and placed.heights[i] == _LOW else 0
 
 
 def _skips(operations: Sequence[Operation], row_of: dict[int, int]) -> list[tuple[int, int]]:
@@ -240,18 +213,6 @@ def _lanes(skips: Sequence[tuple[int, int]]) -> list[int]:
     return lanes
 
 
-def _weights(op: Operation) -> int:
-    total = 1
-    for size in op.weight:
-        total *= size
-    return total if op.weight else 0
-
-
-def _size(text: str, size: float) -> float:
-    """About how wide a text is, on the generous side; fonts differ between machines."""
-    return 0.6 * size * len(text)
-
-
 def _short(text: str, room: float, size: float, *, keep_end: bool = False) -> str:
     """The text, cut with an ellipsis where it does not fit."""
     most = int(room / (0.6 * size))
@@ -260,20 +221,3 @@ def _short(text: str, room: float, size: float, *, keep_end: bool = False) -> st
     if most < 3:
         return ""
     return "…" + text[len(text) - most + 1 :] if keep_end else text[: most - 1] + "…"
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    colour: str,
-    size: float,
-    *,
-    anchor: str = "start",
-    weight: int = 400,
-    opacity: float = 1.0,
-) -> str:
-    more = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    more += f' font-weight="{weight}"' if weight != 400 else ""
-    more += f' opacity="{opacity}"' if opacity != 1 else ""
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{colour}"{more}>{html.escape(text)}</text>'

@@ -1,19 +1,19 @@
-"""Draws a small directed acyclic graph, such as a cell, in layers from left to right, as SVG.
+"""Draws a small directed acyclic graph, such as a cell, in layers from left to right.
 
 Layers are longest paths, the order within a layer follows the neighbours (barycentres), edges that span layers are routed
-through them. For graphs of up to some hundred nodes. Start with `graph_svg`; `worth_drawing` says whether a graph shows more
+through them. For graphs of up to some hundred nodes. Start with `draw_graph`; `worth_drawing` says whether a graph shows more
 than a list would.
 """
 
 from __future__ import annotations
 
-import html
 import itertools
 from typing import Any
 
 import networkx as nx
 
-from nas.report.style import GRID, INK, MUTED, PAPER, themed
+from nas.report.canvas import Canvas, Step
+from nas.report.style import GRID, INK, MUTED, PAPER
 
 _HEIGHT, _ROW, _COLUMN, _MARGIN = 26, 16, 44, 14
 _FAMILIES = (  # what a label contains -> fill; text is dark on all of them
@@ -31,31 +31,21 @@ def worth_drawing(graph: nx.DiGraph, most: int = 120) -> bool:
     return any(degree > 1 for _, degree in (*graph.in_degree(), *graph.out_degree()))
 
 
-def graph_svg(graph: nx.DiGraph, *, title: str = "", for_page: bool = False) -> str:
-    """A graph as one <svg> element.
+def draw_graph(graph: nx.DiGraph) -> Canvas:
+    """A graph as a diagram; parts that are not connected stand one below the other.
 
     Args:
         graph: nodes with an attribute "label" (default their name), edges with "weight" (how often the value is used).
-        title: for readers that do not see it.
-        for_page: neutral colours follow the page's theme instead of being fixed.
 
     Raises:
         ValueError: the graph has a cycle.
     """
     if not nx.is_directed_acyclic_graph(graph):
         raise ValueError(f"a drawing in layers needs a graph without cycles, got one: {nx.find_cycle(graph)}")
-    parts, width, top = [], 0.0, 0.0
+    canvas = Canvas(0.0, 0.0)
     for nodes in nx.weakly_connected_components(graph):
-        drawn, part_width, part_height = _component(graph.subgraph(nodes))
-        parts.append(f'<g transform="translate(0 {top:g})">{drawn}</g>')
-        width, top = max(width, part_width), top + part_height
-    label = html.escape(title or "graph", quote=True)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{label}" width="{width:g}" height="{top:g}" '
-        f'viewBox="0 0 {width:g} {top:g}" font-family="system-ui, \'DejaVu Sans\', sans-serif" font-size="11">'
-        f"{''.join(parts)}</svg>"
-    )
-    return themed(svg) if for_page else svg
+        _component(canvas, graph.subgraph(nodes))
+    return canvas
 
 
 def layers_of(graph: nx.DiGraph) -> list[list[Any]]:
@@ -103,8 +93,8 @@ def _middle(neighbours: list[Any], near: dict[Any, int], default: int) -> float:
     return sum(places) / len(places) if places else float(default)
 
 
-def _component(graph: nx.DiGraph) -> tuple[str, float, float]:
-    """(SVG, width, height) of a connected graph."""
+def _component(canvas: Canvas, graph: nx.DiGraph) -> None:
+    """Draw a connected graph below what is there; the canvas grows."""
     layers = layers_of(graph)
     labels = {node: str(graph.nodes[node].get("label", node)).replace("_", " ") for node in graph}
     widths = [max((_width(labels[n]) for n in layer if n in labels), default=8.0) for layer in layers]
@@ -113,46 +103,41 @@ def _component(graph: nx.DiGraph) -> tuple[str, float, float]:
     place: dict[Any, tuple[float, float]] = {}
     x = float(_MARGIN)
     for layer, width, taken in zip(layers, widths, tall, strict=True):
-        y = (height - taken) / 2
+        y = canvas.height + (height - taken) / 2
         for node in layer:
             size = _HEIGHT if node in labels else 4
             place[node] = (x + width / 2, y + size / 2)
             y += size + _ROW
         x += width + _COLUMN
     left = {node: place[node][0] - _width(labels[node]) / 2 for node in labels}
-    parts = []
     for u, v, data in graph.edges(data=True):
         via = sorted((n for n in place if isinstance(n, tuple) and n[:3] == ("edge", u, v)), key=lambda n: n[3])
         points = [(left[u] + _width(labels[u]), place[u][1]), *(place[n] for n in via), (left[v] - 5, place[v][1])]
-        parts.append(_edge(points, int(data.get("weight", 1) or 1)))
+        _edge(canvas, points, int(data.get("weight", 1) or 1))
     for node, text in labels.items():
-        parts.append(_node(left[node], place[node][1], text))
-    return "".join(parts), x - _COLUMN + _MARGIN, height
+        _node(canvas, left[node], place[node][1], text)
+    canvas.width = max(canvas.width, x - _COLUMN + _MARGIN)
+    canvas.height += height
 
 
-def _edge(points: list[tuple[float, float]], weight: int) -> str:
-    path = f"M{points[0][0]:g} {points[0][1]:g}"
+def _edge(canvas: Canvas, points: list[tuple[float, float]], weight: int) -> None:
+    steps: list[Step] = [("M", points[0])]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         bend = (x1 - x0) / 2
-        path += f"C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"
+        steps.append(("C", (x0 + bend, y0, x1 - bend, y1, x1, y1)))
+    canvas.line(*steps, width=1.1 + 0.6 * (weight - 1))
     x, y = points[-1]
-    text = ""
+    canvas.arrow_right(x + 5, y)
     if weight > 1:
-        text = f'<text x="{x - 4:g}" y="{y - 5:g}" text-anchor="end" font-size="9.5" fill="{MUTED}">×{weight}</text>'
-    return (
-        f'<path d="{path}" fill="none" stroke="{MUTED}" stroke-width="{1.1 + 0.6 * (weight - 1):g}"/>'
-        f'<path d="M{x - 1:g} {y - 3.5:g}v7l6 -3.5z" fill="{MUTED}"/>{text}'
-    )
+        canvas.text(x - 4, y - 5, f"×{weight}", MUTED, 9.5, anchor="end")
 
 
-def _node(x: float, y: float, text: str) -> str:
+def _node(canvas: Canvas, x: float, y: float, text: str) -> None:
     fill = next((colour for words, colour in _FAMILIES if any(word in text.replace(" ", "_") for word in words)), PAPER)
     ink = INK if fill in (GRID, PAPER) else "#10202f"
-    stroke = f' stroke="{MUTED}"' if fill == PAPER else ""
-    return (
-        f'<rect x="{x:g}" y="{y - _HEIGHT / 2:g}" width="{_width(text):g}" height="{_HEIGHT}" rx="6" fill="{fill}"{stroke}/>'
-        f'<text x="{x + _width(text) / 2:g}" y="{y + 4:g}" text-anchor="middle" fill="{ink}">{html.escape(text)}</text>'
-    )
+    stroke = MUTED if fill == PAPER else "none"
+    canvas.box(x, y - _HEIGHT / 2, _width(text), _HEIGHT, fill, radius=6, stroke=stroke)
+    canvas.text(x + _width(text) / 2, y + 4, text, ink, anchor="middle")
 
 
 def _width(text: str) -> float:

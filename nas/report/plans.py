@@ -16,6 +16,7 @@ import pandas as pd
 
 from nas.report.units import missing
 
+_LAYERS = ("conv2d", "depthwise_conv2d", "linear")
 _SYNONYMS = {"name": "op", "latency_ms": "ms", "torch_ms": "dense_ms"}
 
 
@@ -58,6 +59,11 @@ class Operation:
     dense_ms: float | None = None
     inputs: tuple[int, ...] = ()
     after: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, kept or not; 0 if the shape is not known."""
+        return math.prod(self.weight) if self.weight else 0
 
     @property
     def is_sparse(self) -> bool:
@@ -146,17 +152,18 @@ def _operation(row: dict[Any, Any]) -> Operation:
     stride = parse_shape(row.get("stride"))
     weight = parse_shape(row.get("weight"))
     density = _number(row.get("density"))
+    has_weight = bool(weight) or _text(row["kind"]) in _LAYERS
     pattern = _text(row.get("pattern"))
     return Operation(
         name=_text(row["op"]),
         kind=_text(row["kind"]),
-        kernel=_text(row.get("kernel")) if weight else "",
+        kernel=_text(row.get("kernel")) if has_weight else "",
         weight=weight,
         output=parse_shape(row.get("output"))[1:],
         stride=max(stride) if stride else 1,
         groups=int(_number(row.get("groups")) or 1),
         pattern=pattern if density is not None and density < 1 and pattern != "dense" else "",
-        density=density if weight else None,
+        density=density if has_weight else None,
         nnz=int(_number(row.get("nnz")) or 0),
         macs=int(_number(row.get("macs")) or 0),
         dense_macs=int(_number(row.get("dense_macs")) or 0),

@@ -4,6 +4,7 @@ The names below are re-exported for convenience. Kernels, plans and the runtime 
 `import ops` stays light (numba is imported only by the kernels).
 """
 
+from ops.allocation import AllocationError, allocate
 from ops.counting import Counts, LayerCount, count
 from ops.layers import SparseConv2d, SparseLayer, SparseLinear, draw_masks_, is_depthwise, sparse_layers, sparsify
 from ops.masks import kept_count, random_mask, satisfies, topk_mask
@@ -11,6 +12,7 @@ from ops.patterns import NM, Block, Channel, Pattern, PatternError, Unstructured
 
 __all__ = [
     "NM",
+    "AllocationError",
     "Block",
     "Channel",
     "Counts",
@@ -21,6 +23,7 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "Unstructured",
+    "allocate",
     "check_pattern",
     "count",
     "draw_masks_",

@@ -102,7 +102,10 @@ def load_data(
     """
     size = _size(image_size)
     root = Path(path).expanduser() if path is not None else None
-    raw = _read(str(name_or_path), root, size, label, test)
+    try:
+        raw = _read(str(name_or_path), root, size, label, test)
+    except OSError as error:  # a folder without permission, a broken link, a disk error
+        raise DataError(f"{name_or_path}: cannot be read ({error}).") from error
     fraction = DEFAULT_TEST if test is None or isinstance(test, (str, os.PathLike)) else _fraction("test", test)
     if raw.test is not None and test is not None and not isinstance(test, (str, os.PathLike)):
         raise DataError(f"{raw.where}: has a test part of its own, so test={test} means nothing here. Remove it.")
@@ -185,11 +188,17 @@ def _read(
 
 
 def _read_folder(folder: Path, size: tuple[int, int] | None, label: str | None, test: Path | None) -> Raw:
+    cifar100 = cifar.present(folder, cifar.CIFAR100_FILES)
+    if label is not None and not cifar100:
+        raise DataError(f'{folder}: label="{label}" means nothing for this kind of data. Remove it.')
+    split_already = idx.present(folder) or cifar.present(folder, cifar.CIFAR10_FILES) or cifar100
+    if test is not None and split_already:
+        raise DataError(f"{folder}: has a test part of its own; remove test={test}.")
     if idx.present(folder):
         return idx.read_folder(folder, folder.name)
     if cifar.present(folder, cifar.CIFAR10_FILES):
         return cifar.read_cifar10(folder)
-    if cifar.present(folder, cifar.CIFAR100_FILES):
+    if cifar100:
         return cifar.read_cifar100(folder, label)
     return images.read_images(folder, size, test)
 
@@ -200,11 +209,8 @@ def _locate(name: str, root: Path | None) -> Path:
     environment = os.environ.get(known.ENVIRONMENT)
     bases = [Path(), *([root] if root else []), *([Path(environment)] if environment and not root else [])]
     for base in bases:
-        try:
-            if (base / given).exists():
-                return base / given
-        except OSError as error:
-            raise DataError(f"{base / given}: cannot be read ({error}).") from error
+        if (base / given).exists():
+            return base / given
     if not given.suffix and len(given.parts) == 1:
         unknown = unknown_name("data set", name, known.NAMES)
         unknown.args = (f"{unknown.args[0]}; or give the path of a file or folder (there is none of this name)",)

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from nas.data import Data, from_datasets, load_data, stratified
 from nas.errors import DataError, UnknownName
+from tests.nas.data_files import write_idx_set
 
 
 def _write(path, rows=60, classes=3, shape=(5,), **more):
@@ -54,7 +55,9 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
     first, again, other = (load_data("digits", seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.train.x, again.train.x)
     assert torch.equal(first.val.y, again.val.y)
-    assert not torch.equal(first.val.x, other.val.x)
+    assert torch.equal(first.test.x, again.test.x)
+    assert not torch.equal(first.val.y, other.val.y)
+    assert not torch.equal(first.test.y, other.test.y)
 
 
 def test_loading_leaves_the_global_generators_alone():
@@ -171,6 +174,18 @@ def test_senseless_image_sizes_are_refused(size):
 def test_image_size_on_a_table_is_refused(tmp_path):
     with pytest.raises(DataError, match="image_size is for images"):
         load_data(_write(tmp_path / "a.npz"), image_size=4)
+
+
+def test_settings_that_mean_nothing_for_a_set_are_refused(tmp_path):
+    write_idx_set(tmp_path / "set")
+    with pytest.raises(DataError, match='digits: has one kind of label, so label="x"'):
+        load_data("digits", label="x")
+    with pytest.raises(DataError, match="a known set takes no test file"):
+        load_data("digits", test="other.csv")
+    with pytest.raises(DataError, match='set: label="x" means nothing for this kind of data'):
+        load_data(tmp_path / "set", label="x")
+    with pytest.raises(DataError, match="set: has a test part of its own"):
+        load_data(tmp_path / "set", test=tmp_path)
 
 
 def test_unknown_names_help():

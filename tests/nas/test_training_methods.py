@@ -70,6 +70,9 @@ def test_ties_go_to_the_lower_index():
     assert layer.mask.tolist() == [[True, True, True, True, False, False]]
     swap(layer, torch.tensor([[0.0, 0, 0, 0, 1, 1]]), 0.5)
     assert layer.mask.tolist() == [[True, True, False, False, True, True]]
+    wide = _linear([[1.0] * 2000], [[1] * 1000 + [0] * 1000], 0.5)  # long enough for an unstable sort to shuffle
+    swap(wide, torch.ones(1, 2000), 0.5)
+    assert wide.mask[0].nonzero().flatten().tolist() == list(range(1000))
 
 
 def test_rigl_moves_whole_blocks():
@@ -178,16 +181,18 @@ def test_what_gradual_pruning_pruned_stays_pruned_and_the_smallest_go_first():
 
 def test_gradual_pruning_never_revives_a_weight_when_kept_ones_are_zero():
     layer = SparseLinear(8, 4, density=0.25)
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(1.0, 33.0).view(4, 8))  # the first update keeps the higher indices
     method = make_method("gradual")
     method.begin(layer, 10, torch.Generator())
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     seen = layer.mask.clone()
     for step in range(10):
-        with torch.no_grad():
-            layer.weight.zero_()
         method.after_step(step, optimizer)
         assert not (layer.mask & ~seen).any()
         seen = layer.mask.clone()
+        with torch.no_grad():
+            layer.weight.zero_()
     assert layer.nnz == 8
 
 

@@ -86,7 +86,9 @@ class Holder:
     def _collect(self, optimizer: torch.optim.Optimizer) -> None:
         self._tensors, self._masks = [], []
         for weight, layer in zip(self._weights, self._layers):
-            mask = layer.mask.to(weight.dtype)
+            mask = torch.empty_like(weight).copy_(
+                layer.mask
+            )  # the weight's type and memory layout: one fast call below
             slots = list(slots_of(optimizer, weight).values())
             self._tensors += [weight, *slots]
             self._masks += [mask] * (1 + len(slots))

@@ -91,6 +91,13 @@ def test_the_history_has_a_row_per_epoch_and_the_callback_sees_each(digits):
     assert not model.training
 
 
+def test_a_network_handed_over_in_eval_mode_is_trained_in_training_mode(digits):
+    models = [mlp(dropout=0.3), mlp(dropout=0.3).eval()]
+    losses = [train(model, digits, TrainConfig(epochs=2, **CPU), seed=0).val_loss for model in models]
+    assert losses[0] == losses[1]
+    assert not torch.equal(models[1][2].running_mean, torch.zeros(64))
+
+
 def test_the_test_part_is_not_looked_at(digits):
     class Untouchable:
         def __getattr__(self, name):

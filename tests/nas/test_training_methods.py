@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nas.errors import ConfigError, UnknownName
 from nas.training.methods import make_method
+from nas.training.methods.base import Holder
 from nas.training.methods.gradual import cubic_sparsity
 from nas.training.methods.rigl import cosine_drop, swap
 from nas.training.methods.units import expand, n_of_m_groups, unit_sums
@@ -108,6 +109,28 @@ def test_groups_of_n_of_m_run_along_input_channels_at_one_kernel_position():
     expected = mask.clone()
     expected[1, 0, 0, 1], expected[1, 2, 0, 1] = False, True
     assert torch.equal(layer.mask, expected)
+
+
+def test_a_weight_that_grows_starts_at_zero_whatever_was_left_there():
+    layer = _linear([[5.0, 1.0, 0.0, 0.0]], [[1, 1, 0, 0]], 0.5)
+    with torch.no_grad():
+        layer.weight[0, 3] = 7.0
+    swap(layer, torch.tensor([[0.0, 0.0, 0.0, 1.0]]), 0.5)
+    assert layer.mask.tolist() == [[True, False, False, True]]
+    assert layer.weight.tolist() == [[5.0, 0.0, 0.0, 0.0]]
+
+
+def test_the_holder_finds_slots_that_the_optimizer_makes_later():
+    layer = _linear([[5.0, 1.0, 0.0, 0.0]], [[1, 1, 0, 0]], 0.5)
+    optimizer = torch.optim.Adam(layer.parameters())
+    holder = Holder([("layer", layer)])
+    holder.hold(optimizer)
+    layer.weight.grad = torch.ones(1, 4)  # not masked, as after a change of mask
+    optimizer.step()
+    holder.hold(optimizer)
+    assert layer.weight[0, 2:].tolist() == [0.0, 0.0]
+    assert optimizer.state[layer.weight]["exp_avg"][0, 2:].tolist() == [0.0, 0.0]
+    assert optimizer.state[layer.weight]["exp_avg"][0, 0] > 0
 
 
 def test_rigl_refuses_to_rank_what_is_not_finite():

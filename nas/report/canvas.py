@@ -185,7 +185,7 @@ class Canvas:
                 axes.text(
                     item.x,
                     item.y,
-                    item.text.replace("$", r"\$"),
+                    item.text,
                     color=item.colour,
                     fontsize=item.size * 0.7,  # 0.75 would be the same size; the font is wider than what browsers take
                     ha=_ALIGN[item.anchor],

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from nas.errors import ConfigError, RunError, unknown_name
 from nas.frames import complete, numbers
-from nas.objectives import Constraint
+from nas.objectives import Constraint, parse_constraints
 from nas.pareto import nondominated
 from nas.report import style
 from nas.report.history import (
@@ -87,11 +89,50 @@ def front_figure(
         axes.set_ylabel(_axis_label(y, plane[y]))
         if title:
             axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-        chosen = _spread(len(front), MAX_LABELS)
+        chosen = spread(len(front), MAX_LABELS)
         points = np.column_stack([numbers(front, x), numbers(front, y)])
         texts = [str(trial) for trial in front["trial"]]
         place_labels(axes, points, texts, chosen, avoid=np.column_stack([numbers(done, x), numbers(done, y)]))
     return figure
+
+
+def default_axes(frame: pd.DataFrame, objectives: Mapping[str, str]) -> tuple[str, str]:
+    """(x, y) for the picture of a front: y is the first objective, x the next one, else the latency, else the non-zeros."""
+    y, *others = objectives
+    for x in (*others, "latency_ms", "nnz"):
+        if x != y and (x in others or np.isfinite(numbers(frame, x)).any()):
+            return x, y
+    return "trial", y
+
+
+def save_front(run: Any, path: str | Path, *, x: str | None = None, y: str | None = None) -> Path:
+    """Draw the front of a run into a .png, .svg or .pdf file.
+
+    Args:
+        run: `nas.run.Run`.
+        path: the file.
+        x, y: columns of the run's frame; default `default_axes`.
+
+    Raises:
+        ConfigError: there is no such column of numbers, or the suffix is none of the three.
+        RunError: the file cannot be written.
+    """
+    frame, objectives = run.frame(), run.objectives
+    usual = default_axes(frame, objectives)
+    chosen = (x or (usual[0] if y in (None, usual[1]) or y != usual[0] else usual[1]), y or usual[1])
+    for option, name in zip(("x", "y"), chosen, strict=True):
+        known = [column for column in frame.columns if np.isfinite(numbers(frame, column)).any()]
+        if name not in known and name not in objectives:
+            raise ConfigError(str(unknown_name(f"column of numbers for --{option}", name, known)))
+    figure = front_figure(
+        frame, objectives, *chosen, constraints=parse_constraints(run.constraints), title=f"{run.name}: Pareto front"
+    )
+    try:
+        return style.save_figure(figure, path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise RunError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
 
 
 def history_figure(frame: pd.DataFrame, objectives: Mapping[str, str]) -> Figure:
@@ -592,7 +633,7 @@ def _tick(value: float, _: Any = None) -> str:
     return f"{value:.6g}"
 
 
-def _spread(n: int, most: int) -> list[int]:
+def spread(n: int, most: int) -> list[int]:
     """At most `most` indices of range(n), evenly spread, both ends among them."""
     if n <= most:
         return list(range(n))

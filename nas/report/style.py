@@ -9,7 +9,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,10 @@ _DENSITY_STOPS = (  # log10(density), colour: the less is kept the paler
     (-0.4, (0x3B, 0x7D, 0xC4)),
     (0.0, (0x12, 0x3F, 0x7D)),
 )
-_CSS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+_CSS = {PALETTE[0]: "var(--blue)", INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 _RC: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -76,9 +79,13 @@ def density_colour(density: float | None) -> tuple[str, str]:
     raise AssertionError("unreachable: log10(density) is at most 0")
 
 
-def rc() -> Any:
-    """The look as a context, for figures that are made or drawn inside it."""
-    return matplotlib.rc_context(_RC)
+@contextmanager
+def rc(**more: Any) -> Iterator[None]:
+    """The look, for figures that are made or drawn inside it; a letter the font lacks is drawn as a box, without a warning."""
+    settings: Any = {**_RC, **more}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def new_figure(width: float = 7.2, height: float = 4.2) -> Figure:
@@ -118,7 +125,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f'{target}: expected a file name ending in .png, .svg or .pdf, got "{target.suffix}"')
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": "figure"}):
+    with rc(**{"svg.hashsalt": "figure"}):
         figure.savefig(target, format=kind, dpi=200, facecolor="white", metadata=metadata)
     return target
 
@@ -131,7 +138,7 @@ def svg_text(figure: Figure, name: str) -> str:
         name: unique in the page; keeps the ids of several figures apart.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
+    with rc(**{"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

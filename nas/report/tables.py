@@ -83,7 +83,8 @@ def pareto_sheet(front: pd.DataFrame, objectives: Mapping[str, str], *, title: s
     base = ["trial", *objectives]
     others = ("val_accuracy", "latency_ms", "nnz", "density", "searcher", "test_accuracy", "weight_bytes", "macs")
     names = base + [name for name in others if name not in base and (name == "searcher" or _has_values(front, name))]
-    title = title or f"Pareto front: {_named(objectives)} ({len(front)} network{'s' if len(front) != 1 else ''})"
+    count = f"({len(front)} network{'s' if len(front) != 1 else ''})"
+    title = f"Pareto front: {_named(objectives)} {count}" if title is None else title
     notes = _quality_note(front)
     if _has_values(front, "latency_ms"):
         sources = sorted(set(front["latency_source"].dropna())) if "latency_source" in front else []
@@ -111,7 +112,7 @@ def searcher_sheet(frame: pd.DataFrame, objectives: Mapping[str, str], *, title:
         values = [*counts, *(row[f"best_{metric}"] for metric in objectives), row["hypervolume"], row["on_front"]]
         keys.append((str(row["searcher"]), *(None if missing(value) else float(value) for value in values)))
     return Sheet(
-        title or "Searchers at equal budget",
+        "Searchers at equal budget" if title is None else title,
         tuple(columns),
         tuple(rows),
         tuple(comparison_notes(summary)),

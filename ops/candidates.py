@@ -1,13 +1,11 @@
-"""Candidate operations of the cell spaces: separable, dilated, factorised and plain convolutions, pooling, identity,
-none.
+"""Candidate operations of the cell spaces: separable, dilated and plain convolutions, pooling, identity, none.
 
 All are dense as made (`ops.layers.sparsify` makes them sparse), have no convolution bias, and no in-place ReLU: the
 states of a cell are read by several operations. Chains of blocks are elsewhere (blocks.py). Start with `OPERATIONS` and
 `candidates`.
 
-Two papers disagree in two places, so there are two sets. `DARTS_OPERATIONS`: a strided identity is a
-`FactorizedReduce`. `NASNET_OPERATIONS`: it is a strided 1x1 convolution. `OPERATIONS` holds every name of both, with
-the DARTS meaning.
+Papers disagree on the strided identity: `OPERATIONS` has that of DARTS (`FactorizedReduce`), `NASNET_OPERATIONS` that of
+NASNet (a strided 1x1 convolution); they differ in nothing else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Drop-path: in training, the output of an operation is zeroed for some of the images of a batch.
 
-Start with `DropPath`, and `set_progress` for the schedule: the rate grows linearly from 0 to its full value over
-training.
+Start with `DropPath`, and `set_progress` for the schedule: the rate grows linearly from 0 over training.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from torch import nn
 
 
 class DropPath(nn.Module):
-    """Zero whole samples with probability `rate * progress`, scale the others by 1 / (1 - that). Does nothing in eval
-    mode.
+    """Zero whole samples with probability `rate * progress`, scale the others by 1 / (1 - that); in eval mode nothing.
 
     Args:
         rate: probability of dropping at the end of training, in [0, 1).

@@ -3,9 +3,9 @@
 Start with `cell_graph` (a networkx.DiGraph) and `cell_digest` (a text that is equal for cells that compute the same).
 What is equal:
 
-- "none" is removed, and so is everything that reads nothing but zeros or that the output does not depend on. (A
-  convolution of zeros followed by a batch norm with a learned shift is a constant per channel, not zero; it is removed
-  all the same, as the published equivalences do.)
+- "none" is removed, and so is everything that reads nothing but zeros or that the output does not depend on. (Taken
+  literally, a batch norm makes a learned constant of zeros; as in the published equivalences, such an operation does
+  not exist, and networks are built without it.)
 - An identity is no operation: who reads it reads what it reads. Where shapes differ an identity has weights, and stays.
 - A sum is a multiset: order does not matter, sums of sums are one sum, and x + x is x twice (edge attribute "weight").
 - Operations have no order either: cells whose graphs are isomorphic are equal. The concatenation at the end counts as

@@ -113,7 +113,7 @@ class Genotype:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
             raise GenotypeError(f"genotype, line {error.lineno} column {error.colno}: no JSON, {error.msg}") from error
-        return _from_fields(raw, lambda field: f"genotype, {field}")
+        return _from_fields(raw, lambda _: "genotype")
 
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
@@ -140,7 +140,7 @@ def _read_python(text: str) -> Genotype:
         fields[keyword.arg] = keyword.value
     raw = {name: _literal(name, node) for name, node in fields.items()}
     return _from_fields(
-        raw, lambda field: f"genotype, {_at(fields[field])}, {field}" if field in fields else "genotype"
+        raw, lambda field: f"genotype, {_at(fields[field])}"
     )
 
 
@@ -180,7 +180,7 @@ def _from_fields(raw: Any, where: Any) -> Genotype:
             else:
                 values[name] = tuple(edge for item in raw[name] for edge in _edges(item))
         except (GenotypeError, TypeError) as error:
-            raise GenotypeError(f"{where(name)}: {error}") from error
+            raise GenotypeError(f"{where(name)}, {name}: {error}") from error
         try:
             kind, part = name.removesuffix("_concat"), name.endswith("concat")
             edges = tuple((ALIASES.get(op, op), j) for op, j in values[kind])

@@ -4,8 +4,9 @@ A cell has four states; each of the six pairs of states has one of five operatio
 earlier ones. Start with `nasbench201_space` (or `get_space("nasbench201", ...)`), `architecture_from_string`,
 `string_from_architecture`.
 
-Networks are built with every operation of the string, also those that cannot matter, so that parameters and MACs are
-the benchmark's; digests (cell_graph.py) ignore what cannot matter.
+What cannot matter (operations that the output does not depend on, or that read nothing but zeros) is neither built nor
+part of the digest, so that equal digests have equal parameters, MACs and densities. The benchmark does build and count
+it: `network_from_string` and the option `dead_operations=True` give its numbers for every cell.
 
 Source: Dong and Yang 2020, NAS-Bench-201 (arXiv:2001.00326), section 2.1, and its published code.
 """
@@ -20,7 +21,7 @@ import networkx as nx
 import torch
 from torch import nn
 
-from ops.candidates import NASBENCH201_PRIMITIVES, OPERATIONS, ReluConvNorm, candidates
+from ops.candidates import NASBENCH201_PRIMITIVES, OPERATIONS, ReluConvNorm, Zero, candidates
 from search_spaces.architecture import Architecture, SpaceError, Value
 from search_spaces.cell_graph import Cell, cell_digest, cell_graph
 from search_spaces.chooser import Chooser
@@ -60,6 +61,31 @@ class ResidualReduction(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map float[batch, in_channels, h, w] to float[batch, out_channels, ceil(h / 2), ceil(w / 2)]."""
         return self.shortcut(x) + self.body(x)
+
+
+def live_nodes(nodes: Nodes) -> Nodes:
+    """Leave out what cannot matter: operations on states that are zero, and states that the last one does not depend on.
+
+    Args:
+        nodes: what each state after the input sums; the last state is the output.
+
+    Returns:
+        The same for the states that are left, renumbered; a single "none" if the output is zero.
+    """
+    zero = {0: False}
+    kept: dict[int, list[tuple[int, nn.Module]]] = {}
+    for i, node in enumerate(nodes, start=1):
+        kept[i] = [(j, op) for j, op in node if not isinstance(op, Zero) and not zero[j]]
+        zero[i] = not kept[i]
+    last = len(nodes)
+    if zero[last]:
+        return [[(0, Zero(1, 1))]]
+    needed = {last}
+    for i in range(last, 0, -1):
+        if i in needed:
+            needed |= {j for j, _ in kept[i]}
+    number = {i: n for n, i in enumerate(sorted(needed | {0}))}
+    return [[(number[j], op) for j, op in kept[i]] for i in sorted(needed - {0})]
 
 
 class BenchCell(nn.Module):
@@ -123,6 +149,7 @@ def nasbench201(
     channels: int = 16,
     cells: int = 5,
     operations: Sequence[str] = NASBENCH201_PRIMITIVES,
+    dead_operations: bool = False,
     densities: Sequence[float] = DENSITIES,
     patterns: Sequence[str] = PATTERNS,
     rules: Sequence[str] = RULES_OFFERED,
@@ -141,16 +168,18 @@ def nasbench201(
         channels: in the first stage, doubled twice. The benchmark has 16.
         cells: in each of the three stages. The benchmark has 5.
         operations: offered on every edge, names in `ops.candidates.OPERATIONS`; default the benchmark's five.
+        dead_operations: build also what cannot matter, as the benchmark does; every cell then has its own digest.
         densities, patterns, rules: the overall sparsity offered.
         sparse_stem, sparse_classifier, sparse_depthwise: make these sparse too; dense by default.
     """
     offered = candidates(operations)
 
     def source(width: int) -> Nodes:
-        return [
+        nodes = [
             [(j, c.op(f"node{i}.from{j}", offered, in_channels=width, out_channels=width, stride=1)) for j in range(i)]
             for i in range(1, STATES)
         ]
+        return nodes if dead_operations else live_nodes(nodes)
 
     if not c.building:
         source(channels)
@@ -232,7 +261,7 @@ def format_cell(cell: Cell) -> str:
 
 
 def network_from_string(text: str, **macro: Any) -> BenchNetwork:
-    """The benchmark's network with the cell `text`, dense.
+    """The benchmark's network with the cell `text`, dense, dead operations included.
 
     Args:
         text: as for `parse_cell`.
@@ -279,7 +308,8 @@ def _cell(decisions: Mapping[str, Value]) -> Cell:
 
 def _canonical(decisions: Mapping[str, Value], options: Mapping[str, Any]) -> Any:
     rest = {name: value for name, value in decisions.items() if name.startswith("sparsity.")}
-    return [cell_digest(_cell(decisions), (STATES - 1,), ("input",)), rest]
+    cell = _cell(decisions)
+    return [cell if options.get("dead_operations", False) else cell_digest(cell, (STATES - 1,), ("input",)), rest]
 
 
 def _graph(decisions: Mapping[str, Value], options: Mapping[str, Any]) -> nx.DiGraph:

@@ -77,7 +77,7 @@ def nasnet(
     input_shape: Sequence[int] = (3, 32, 32),
     classes: int = 10,
     channels: int = 16,
-    repeats: int = 2,
+    cells: int = 2,
     blocks: int = 5,
     auxiliary: bool = False,
     drop_path: float = 0.0,
@@ -104,8 +104,8 @@ def nasnet(
         c: takes the decisions.
         input_shape: (channels, height, width) of one image.
         classes: outputs.
-        channels: F, of a block in the first stage. 6@768 is repeats 6, channels 32.
-        repeats: N, normal cells in each of the three stages.
+        channels: F, of a block in the first stage. 6@768 is cells 6, channels 32.
+        cells: N, normal cells in each of the three stages; two reduction cells come on top.
         blocks: in each cell.
         auxiliary, drop_path, stem_channels, skip_reduction, dropout: as for `NasnetNetwork`.
         stem: "cifar", "imagenet", or "auto": "imagenet" from 128 pixels on.
@@ -144,7 +144,7 @@ def nasnet(
             input_shape=input_shape,
             classes=classes,
             channels=channels,
-            repeats=repeats,
+            cells=cells,
             stem=resolve_stem(stem, input_shape),
             stem_channels=stem_channels,
             skip_reduction=skip_reduction,
@@ -176,6 +176,8 @@ def nasnet_space(**options: Any) -> Space:
         candidates(options.get("operations", NASNET_PRIMITIVES), NASNET_OPERATIONS)
     except ValueError as error:
         raise SpaceError(f"nasnet: {error}") from error
+    if "none" in options.get("operations", ()):
+        raise SpaceError('nasnet: operations: a block reads two states, "none" is not among the choices; leave it out')
     blocks = options.get("blocks", 5)
     shape = tuple(options.get("input_shape", (3, 32, 32)))
     check_macro("nasnet", shape, blocks=blocks)
@@ -183,9 +185,9 @@ def nasnet_space(**options: Any) -> Space:
         for j in options.get(name, ()):
             if not 0 <= j < blocks + 2:
                 raise SpaceError(f"nasnet: {name}: expected states among 0 to {blocks + 1}, got {j}")
-    shaping = ("classes", "channels", "repeats", "stem_channels", "skip_reduction", "drop_path", "dropout")
+    shaping = ("classes", "channels", "cells", "stem_channels", "skip_reduction", "drop_path", "dropout")
     macro = {name: options[name] for name in shaping if name in options}
-    macro = {"channels": 16, "repeats": 2, **macro, "stem": resolve_stem(options.get("stem", "auto"), shape)}
+    macro = {"channels": 16, "cells": 2, **macro, "stem": resolve_stem(options.get("stem", "auto"), shape)}
     check_overall(
         "nasnet",
         lambda: NasnetNetwork(

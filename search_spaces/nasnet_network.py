@@ -90,9 +90,9 @@ class NasnetNetwork(nn.Module):
         concat: the states that a cell concatenates.
         input_shape: (channels, height, width) of one image.
         classes: outputs.
-        channels: of a block in the first stage (F); doubled by each reduction. A name such as 6@768 says repeats @ 24
-            F.
-        repeats: normal cells in each stage (N).
+        channels: of a block in the first stage (F); doubled by each reduction. A published name
+            such as 6@768 says cells @ 24 F.
+        cells: normal cells in each of the three stages (N); two reductions come on top.
         stem: "cifar" (3x3 convolution to 3 F), or "imagenet" (3x3 of stride 2 without padding, then two reduction
             cells).
         stem_channels: of the ImageNet stem's convolution; published: 32 (mobile), 96 (large).
@@ -100,7 +100,7 @@ class NasnetNetwork(nn.Module):
             previous one (published: large only).
         auxiliary: a second classifier in training, on the last cell before the second reduction.
         drop_path: rate in the last cell at the end of training; earlier cells have proportionally less
-            (ScheduledDropPath: rate = drop_path * (cell + 1) / cells * fraction of training done). Published: 0.4
+            (ScheduledDropPath: rate = drop_path * (cell + 1) / number of all cells * fraction of training done). Published: 0.4
             CIFAR, 0.3 large, 0 mobile.
         dropout: before the classifier; None: 0 for "cifar", 0.5 for "imagenet", as published.
 
@@ -116,7 +116,7 @@ class NasnetNetwork(nn.Module):
         input_shape: Sequence[int] = (3, 32, 32),
         classes: int = 10,
         channels: int = 32,
-        repeats: int = 6,
+        cells: int = 6,
         stem: str = "cifar",
         stem_channels: int = 32,
         skip_reduction: bool = False,
@@ -131,7 +131,7 @@ class NasnetNetwork(nn.Module):
             drop_path,
             classes=classes,
             channels=channels,
-            repeats=repeats,
+            cells=cells,
             stem_channels=stem_channels,
         )
         size = (int(input_shape[1]), int(input_shape[2]))
@@ -153,8 +153,8 @@ class NasnetNetwork(nn.Module):
             raise SpaceError(f'nasnet: stem: expected "cifar" or "imagenet", got {stem!r}')
         stems = len(plan)
         for stage in range(3):
-            plan += [("reduce", 2.0**stage)] * (stage > 0) + [("normal", 2.0**stage)] * repeats
-        auxiliary_after = stems + 2 * repeats  # the last cell before the second reduction
+            plan += [("reduce", 2.0**stage)] * (stage > 0) + [("normal", 2.0**stage)] * cells
+        auxiliary_after = stems + 2 * cells  # the last cell before the second reduction
 
         self.stem = nn.Sequential(convolution, nn.BatchNorm2d(width))
         self.cells = nn.ModuleList()

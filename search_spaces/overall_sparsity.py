@@ -1,5 +1,4 @@
-"""The sparsity decisions that all cell spaces share: one overall density, a pattern, and a rule that spreads the
-density over layers.
+"""The sparsity decisions that all cell spaces share: an overall density, a pattern, a rule that spreads the density.
 
 Start with `allocate_overall` in a space function, `overall_size` for its closed form, `check_overall` when the space is
 made.

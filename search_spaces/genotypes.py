@@ -139,9 +139,7 @@ def _read_python(text: str) -> Genotype:
             raise GenotypeError(f"genotype, {_at(keyword)}: {problem} {keyword.arg}; expected {', '.join(FIELDS)}")
         fields[keyword.arg] = keyword.value
     raw = {name: _literal(name, node) for name, node in fields.items()}
-    return _from_fields(
-        raw, lambda field: f"genotype, {_at(fields[field])}"
-    )
+    return _from_fields(raw, lambda field: f"genotype, {_at(fields[field])}")
 
 
 def _literal(name: str, node: ast.expr) -> Any:

@@ -91,7 +91,7 @@ class SearchSection:
         searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always among them.
         trials: per searcher.
         dense_baselines: dense networks of the space trained beside them, from the smallest up; 0 for none.
-        options: per searcher, e.g. options.nsga2.population_size = 16.
+        options: per searcher, e.g. options.nsga2.population = 16.
     """
 
     searchers: tuple[str, ...] = ("random", "nsga2")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ class _Search:
             make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
         )
         self.space = self._make_space(space)
-        self.space.sample(config.run.seed)  # a space that cannot even be drawn from should say so now
+        self.space.sample(config.run.seed)  # a space that cannot even be drawn from should say so before anything is made
+        self.totals = dict.fromkeys(config.search.searchers, config.search.trials)
+        self.searchers = {name: self._searcher(name) for name in self.totals}
 
     def run(self) -> Run:
         _make_folder(self.folder)
@@ -219,18 +222,13 @@ class _Search:
     # -- searching ------------------------------------------------------------------------------------------------------
 
     def _search(self, store: Store) -> None:
-        totals = dict.fromkeys(self.config.search.searchers, self.config.search.trials)
-        searchers = {name: self._searcher(name) for name in totals}
-        progress = SearchProgress(
-            totals | ({"dense": self.config.search.dense_baselines} if self._has_dense() else {}),
-            self.config.objectives,
-            quiet=self.quiet,
-        )
-        with progress:
-            if self._has_dense():
-                totals["dense"] = self.config.search.dense_baselines
-                searchers["dense"] = self._searcher("dense")
-            elif self.config.search.dense_baselines:
+        totals, searchers = dict(self.totals), dict(self.searchers)
+        has_dense = self._has_dense()
+        if has_dense:
+            totals["dense"] = self.config.search.dense_baselines
+            searchers["dense"] = self._searcher("dense")
+        with SearchProgress(totals, self.config.objectives, quiet=self.quiet) as progress:
+            if self.config.search.dense_baselines and not has_dense:
                 progress.message("the space offers no density 1, so there is no dense baseline")
             if store.get_meta("finished"):
                 progress.message("this run is finished already; nothing to do")
@@ -358,7 +356,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions,
-        "device": device.as_dict(),
+        "device": asdict(device),
         "threads": config.run.threads,
         "workers": config.run.workers,
     }

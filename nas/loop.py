@@ -7,7 +7,7 @@ continued by a new one: trials that were under way are run again, finished ones 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from nas.executors.base import Event, Executor, Job
@@ -22,6 +22,7 @@ MAX_LOST = 3
 class Progress(Protocol):
     """What the loop tells whoever watches it."""
 
+    def already(self, trials: Iterable[Trial]) -> None: ...
     def trial_started(self, trial: Trial) -> None: ...
     def trial_progress(self, trial: Trial, info: dict[str, Any]) -> None: ...
     def trial_finished(self, trial: Trial) -> None: ...
@@ -88,6 +89,7 @@ class SearchLoop:
         self.store.recover()
         for trial in self.store.trials():
             self._remember(trial)
+        self.progress.already(self._trials.values())
         for trial in list(self._trials.values()):
             if trial.state != "proposed":
                 continue

@@ -13,6 +13,7 @@ Start with `Measurer().measure({"name": callable})`.
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import sys
@@ -184,10 +185,8 @@ class Measurer:
             if steady or (self.clock_ns() - start) / 1e6 > WARM_MS:
                 break
         fastest = min(last)
-        # Warm calls are faster than those the block was sized by.
-        item.calls = max(calls, int(self.min_block_ms / fastest) + 1) if fastest > 0 else calls
-        if fastest >= self.min_block_ms:
-            item.calls = 1
+        # Anew, because warm calls are faster than those the block was sized by so far.
+        item.calls = max(1, math.ceil(self.min_block_ms / fastest)) if fastest > 0 else calls
         item.blocks = max(1, min(self.blocks, int(ROUND_MS / max(fastest * item.calls, 1e-9))))
 
     def _next(self, order: list[_Item]) -> _Item:

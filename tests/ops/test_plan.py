@@ -269,7 +269,7 @@ def test_keys_tell_apart_what_costs_differently_and_nothing_else() -> None:
         _sparse(nn.Conv2d(4, 4, 3), 0.5),
         _sparse(nn.Conv2d(4, 4, 3), 0.2),
         nn.MaxPool2d(2),
-        nn.MaxPool2d(3),
+        nn.MaxPool2d(3, 2, 1),
     ]
     keys = [key(conv) for conv in convs] + [key(convs[0], X.repeat(2, 1, 1, 1))]
     assert len(set(keys)) == len(keys)

@@ -64,6 +64,21 @@ class Views(nn.Module):
         return flat + y.flatten(1)
 
 
+class SharedInPlace(nn.Module):
+    """One in-place module called twice: once where a view looks on, once where nothing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.conv = nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        free = self.relu(self.conv(x))
+        watched = x - 0.5
+        view = watched.flatten(1)
+        self.relu(watched)
+        return view + free.flatten(1)
+
+
 class Cells(nn.Module):
     """Functional calls, concatenation, pooling, keyword arguments, slices."""
 
@@ -119,6 +134,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "residual": lambda: nn.Sequential(nn.ReLU(), Residual(8), Residual(8)),
     "pre-activation": PreActivation,
+    "norm after activation": lambda: nn.Sequential(
+        nn.Conv2d(8, 6, 3),
+        nn.ReLU(),
+        nn.BatchNorm2d(6),
+        nn.ReLU6(),
+        nn.Conv2d(6, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4),
+    ),
+    "shared in-place": SharedInPlace,
     "views": lambda: nn.Sequential(Views()),
     "cells": Cells,
     "attention": Attention,

@@ -3,9 +3,10 @@
 1. in-place operations become ordinary ones (`x += y`, `ReLU(inplace=True)`) where that is safe, and are pinned where not;
 2. what does nothing in eval mode goes: Dropout, Identity;
 3. what depends on no input is computed now;
-4. what nobody reads goes (auxiliary heads in eval mode, for example);
-5. convolutions and linear layers are taken out of their modules as a `Layer` (weight, mask, bias, geometry);
-6. a batch norm that directly follows a layer is folded into it, and a ReLU or ReLU6 that directly follows is fused. The mask
+4. the same function of the same values is computed once (several branches that each start with a ReLU, for example);
+5. what nobody reads goes (auxiliary heads in eval mode, for example);
+6. convolutions and linear layers are taken out of their modules as a `Layer` (weight, mask, bias, geometry);
+7. a batch norm that directly follows a layer is folded into it, and a ReLU or ReLU6 that directly follows is fused. The mask
    stays: folding scales rows, it moves no zero.
 
 It chooses no kernels; that is `ops.plan`.
@@ -60,6 +61,7 @@ def simplify(graph: fx.Graph) -> None:
     functionalise(graph)
     _drop_identities(graph)
     _fold_constants(graph)
+    _merge_equals(graph)
     graph.eliminate_dead_code(_keeps)
     for node in graph.nodes:
         layer = _layer_of(node)
@@ -105,8 +107,47 @@ def _fold_constants(graph: fx.Graph) -> None:
             and bool(inputs)
             and all(n.meta["constant"] for n in inputs)
             and not node.meta.get("pinned")
-            and not any(word in str(node.target) for word in ("rand", "dropout", "bernoulli", "normal"))
+            and not _random(node)
         )
+
+
+def _random(node: fx.Node) -> bool:
+    return any(word in str(node.target) for word in ("rand", "dropout", "bernoulli", "normal", "multinomial"))
+
+
+def _merge_equals(graph: fx.Graph) -> None:
+    """Compute equal calls once: functions, methods, and torch's modules that have no parameters or buffers.
+
+    Not where something is still changed in place: two equal values may then have to differ later.
+    """
+    if any(node.meta.get("pinned") for node in graph.nodes):
+        return
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            module = node.meta["module"]
+            if not type(module).__module__.startswith("torch.nn") or _hooked(node) or module.state_dict():
+                continue
+            call: Any = (type(module), repr(module))
+        elif node.op in ("call_function", "call_method") and not _random(node):
+            call = node.target
+        else:
+            continue
+        key = (node.op, call, _hashable(node.args), _hashable(node.kwargs))
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            graph.erase_node(node)
+        else:
+            first[key] = node
+
+
+def _hashable(argument: Any) -> Any:
+    """An fx argument as a key: nodes stand for themselves, numbers carry their type (1, 1.0 and True differ)."""
+    if isinstance(argument, tuple | list):
+        return (type(argument).__name__, *(_hashable(a) for a in argument))
+    if isinstance(argument, dict):
+        return ("dict", *((name, _hashable(a)) for name, a in sorted(argument.items())))
+    return argument if isinstance(argument, fx.Node) else (type(argument).__name__, repr(argument))
 
 
 # --- layers --------------------------------------------------------------------------------------------------------------

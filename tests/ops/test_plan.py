@@ -106,6 +106,23 @@ def test_what_does_nothing_in_eval_mode_is_gone() -> None:
     assert [(op.name, op.post_ops) for op in plan.ops] == [("3", ("relu",))]
 
 
+def test_equal_calls_are_made_once() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relus = nn.ModuleList(nn.ReLU() for _ in range(3))
+            self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(3))
+            self.pools = nn.ModuleList([nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.cat([conv(relu(x)) for relu, conv in zip(self.relus, self.convs, strict=True)], 1)
+            y = torch.cat([pool(y) for pool in self.pools], 1)
+            return y + torch.rand_like(y) * 0 + torch.rand_like(y) * 0 + y.sum(1, keepdim=True) + y.sum((1,), True)
+
+    kinds = _kinds(lower(Branches(), X))
+    assert [kinds.count(kind) for kind in ("relu", "conv2d", "max_pool2d", "rand_like", "sum")] == [1, 3, 2, 2, 2]
+
+
 def test_what_depends_on_no_input_is_computed_once() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -121,16 +121,16 @@ def nasnet(
         for b in range(blocks):
             node = []
             for side in (1, 2):
-                j = c.choice(f"{kind}.block{b}.input{side}", tuple(range(2 + b)))
-                op = c.op(
-                    f"{kind}.block{b}.op{side}",
-                    offered,
-                    in_channels=in_channels[j] if j < 2 else width,
-                    out_channels=width,
-                    stride=2 if kind == "reduce" and j < 2 else 1,
-                    odd=odd,
-                )
-                node.append((j, op))
+                for j in c.subset(f"{kind}.block{b}.input{side}", 2 + b, 1):  # one of them; a supernet may keep all
+                    op = c.op(
+                        f"{kind}.block{b}.op{side}",
+                        offered,
+                        in_channels=in_channels[j] if j < 2 else width,
+                        out_channels=width,
+                        stride=2 if kind == "reduce" and j < 2 else 1,
+                        odd=odd,
+                    )
+                    node.append((j, op))
             nodes.append(node)
         return nodes
 
@@ -249,7 +249,7 @@ def decisions_of_genotype(space: Space, genotype: Genotype) -> dict[str, Value]:
                     raise GenotypeError(
                         f"{kind}, block {b}: this space offers {', '.join(offered)}, got {op}; add it to its operations"
                     )
-                wanted[f"{kind}.block{b}.input{side}"] = j
+                wanted[f"{kind}.block{b}.input{side}"] = str(j)
                 wanted[f"{kind}.block{b}.op{side}"] = op
     return wanted
 
@@ -265,14 +265,15 @@ def genotype_of_decisions(decisions: Mapping[str, Value], options: Mapping[str, 
 
 
 def unread_states(cell: Sequence[Sequence[tuple[Any, int]]], also: Sequence[int] = ()) -> tuple[int, ...]:
-    """The states that no block reads, and `also`, ascending.
+    """The states that no block reads, and `also`, ascending; all blocks if everything is read (in a supernet).
 
     Args:
         cell: for each block, (operation, state read) pairs.
         also: states to include anyhow.
     """
     read = {j for node in cell for _, j in node}
-    return tuple(j for j in range(len(cell) + 2) if j not in read or j in also)
+    states = tuple(j for j in range(len(cell) + 2) if j not in read or j in also)
+    return states or tuple(range(2, len(cell) + 2))
 
 
 def _unread(also: Mapping[str, Sequence[int]]) -> Concat:

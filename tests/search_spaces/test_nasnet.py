@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
+import networkx as nx
 import pytest
 import torch
 from torch import nn
@@ -181,19 +182,20 @@ def test_digests_do_not_see_order_and_equal_ones_mean_equal_costs() -> None:
 
 
 def test_an_identity_of_the_raw_first_input_is_a_convolution_and_is_counted_as_one() -> None:
-    """x + x from two identities equals twice one identity everywhere but in the first cell, where each has its own weights."""
-    space = get_space("nasnet", blocks=3, cells=1, channels=4, densities=[1.0], operations=["skip_connect"])
-    reduce = (("skip_connect", 0), ("skip_connect", 1)) * 3
+    """Two identities of x add up to twice one of them, but in the first cell, where each has weights of its own."""
+    space = get_space("nasnet", blocks=4, cells=1, channels=4, densities=[1.0], operations=["skip_connect"])
+    reduce = (("skip_connect", 0), ("skip_connect", 1)) * 4
 
     def make(*reads: int) -> Architecture:
         normal = tuple(("skip_connect", j) for j in reads)
-        concat = unread_states([normal[i : i + 2] for i in (0, 2, 4)])
-        return architecture_from_genotype(space, Genotype(normal, concat, reduce, (2, 3, 4)))
+        concat = unread_states([normal[i : i + 2] for i in range(0, 8, 2)])
+        return architecture_from_genotype(space, Genotype(normal, concat, reduce, (2, 3, 4, 5)))
 
-    one = make(0, 1, 2, 2, 1, 1)  # x0 + x1, twice that, ...
-    two = make(0, 0, 1, 1, 2, 3)  # 2 x0, 2 x1, their sum
+    one = make(0, 1, 2, 2, 3, 1, 4, 1)  # x0 + x1, twice that, plus x1, plus x1: 2 x0 + 4 x1
+    two = make(1, 1, 2, 2, 3, 0, 4, 0)  # 2 x1, twice that, plus x0, plus x0: 2 x0 + 4 x1
     assert params(space.meta(one)) != params(space.meta(two))
     assert one.digest != two.digest
+    assert nx.is_isomorphic(space.graph(one), space.graph(two), edge_match=dict.__eq__)
 
 
 def test_wrong_options_are_refused_when_the_space_is_made() -> None:

@@ -107,7 +107,7 @@ class LocalExecutor:
         while not self._closed:
             holds = bool(self._waiting) or any(slot.job for slot in self._slots)
             wait = min([until, *self._deadlines()]) - time.monotonic() if holds and not self._broken else 0.0
-            for slot in dict.fromkeys(key.data for key, _ in self._selector.select(max(0.0, wait))):
+            for slot in self._happened(max(0.0, wait)):
                 self._attend(slot, events)
             self._stop_overdue(events)
             self._dispatch()
@@ -237,6 +237,12 @@ class LocalExecutor:
                 slot.process = process
                 self._watch(slot)
         return reason
+
+    def _happened(self, wait_s: float) -> list[_Slot]:
+        """Wait for slots whose process needs attention."""
+        unwatched = [slot for slot in self._slots if slot.process.death_watch is None and not slot.process.buried]
+        found = [key.data for key, _ in self._selector.select(min(wait_s, 1.0) if unwatched else wait_s)]
+        return list(dict.fromkeys(found + [slot for slot in unwatched if slot.process.dead]))
 
     def _attend(self, slot: _Slot, events: list[Event]) -> None:
         """Something happened to a slot's process: it wrote, takes more, or died."""

@@ -47,9 +47,9 @@ class WorkerProcess:
     """
 
     def __init__(self, environment: Mapping[str, str], first_message: bytes) -> None:
+        self._output = _nameless_file()
         theirs_read, self.write_end = os.pipe()
         self.read_end, theirs_write = os.pipe()
-        self._output = _nameless_file()
         self._inbox = bytearray()
         self._outbox = bytearray()
         # The kernel ties the worker to the *thread* that starts it, so only a thread that lasts may ask for that.
@@ -81,6 +81,10 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def buried(self) -> bool:
+        return self._obituary is not None
 
     @property
     def dead(self) -> bool:

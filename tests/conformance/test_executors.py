@@ -44,7 +44,7 @@ class ExecutorLaws:
             yield executor
 
     def test_a_result_comes_back_once_with_its_trial_and_attempt(self, executor: Executor) -> None:
-        payload = {
+        payload: dict[str, Any] = {
             "do": "echo",
             "text": "ünï\ud83d",
             "numbers": [1, 2.5, 10**30, -0.0],

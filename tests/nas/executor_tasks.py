@@ -62,9 +62,14 @@ def setup(options: dict[str, Any]) -> Callable[[dict[str, Any], Report], dict[st
             return {}
         if do == "child":
             child = subprocess.Popen(["sleep", "60"])
-            if payload.get("die"):
-                os.kill(os.getpid(), signal.SIGKILL)
             report({"child": child.pid})
+            time.sleep(60)
+        if do == "fork":  # a child that holds every open descriptor
+            child_pid = os.fork()
+            if child_pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            report({"child": child_pid})
             time.sleep(60)
         return misbehave(do, payload, report)
 

@@ -179,7 +179,7 @@ def nasbench201(
             [(j, c.op(f"node{i}.from{j}", offered, in_channels=width, out_channels=width, stride=1)) for j in range(i)]
             for i in range(1, STATES)
         ]
-        return nodes if dead_operations else live_nodes(nodes)
+        return nodes if dead_operations or not c.building else live_nodes(nodes)
 
     if not c.building:
         source(channels)

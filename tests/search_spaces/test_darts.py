@@ -334,10 +334,10 @@ def test_drawing_builds_no_operation(space: Space, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hundred_samples_a_second_are_drawn_from_twenty_cells(space: Space) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for seed in range(100):
         space.sample(seed)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize(

@@ -256,10 +256,10 @@ def test_the_network_ends_in_norm_and_relu_and_its_shortcut_has_no_norm() -> Non
 def test_a_thousand_samples_a_second_are_drawn() -> None:
     space = get_space("nasbench201")
     cell_digest.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     for seed in range(500):
         space.sample(seed)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_strings_belong_to_this_space() -> None:

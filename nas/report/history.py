@@ -76,13 +76,7 @@ def relative_hypervolume(
     """
     if box is None:
         return float("nan")
-    rows = complete(frame, objectives)
-    if rows.empty:
-        return 0.0
-    worst, best = box
-    points = np.column_stack([numbers(rows, name) for name in objectives])
-    scaled = (points - worst) / (best - worst)  # 0 = worst, 1 = best, all to be maximised
-    return hypervolume(scaled, np.zeros(len(objectives)), ("max",) * len(objectives))
+    return hypervolume(_scaled(frame, objectives, box), np.zeros(len(objectives)), ("max",) * len(objectives))
 
 
 def hypervolume_so_far(
@@ -108,8 +102,19 @@ def hypervolume_so_far(
     if rows.empty:
         return np.empty(0, np.int64), np.empty(0)
     steps = np.unique(np.linspace(1, len(rows), min(len(rows), points)).round().astype(np.int64))
-    values = [relative_hypervolume(rows.iloc[:k], objectives, box) for k in steps]
-    return steps, np.asarray(values, dtype=np.float64)
+    if box is None:
+        return steps, np.full(len(steps), np.nan)
+    scaled = _scaled(rows, objectives, box)
+    origin, up = np.zeros(len(objectives)), ("max",) * len(objectives)
+    return steps, np.array([hypervolume(scaled[:k], origin, up) for k in steps])
+
+
+def _scaled(rows: pd.DataFrame, objectives: Mapping[str, str], box: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """float64[n, m]: every objective from 0 (worst of the box) to 1 (best); NaN for rows that are not feasible results."""
+    worst, best = box
+    points = np.column_stack([numbers(rows, name) for name in objectives])
+    points[~rows["state"].eq("complete").to_numpy(dtype=bool, na_value=False)] = np.nan
+    return (points - worst) / (best - worst)
 
 
 def equal_budget(frame: pd.DataFrame) -> int:

@@ -47,14 +47,16 @@ def write_report(run: Any, path: str | Path) -> Path:
         RunError: the file cannot be written.
     """
     target = Path(path)
-    text = render_report(run)
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.touch()  # a place that cannot be written is said before the work
+        scratch.write_text(render_report(run), encoding="utf-8")
         os.replace(scratch, target)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise RunError(f"{target}: the report cannot be written: {error.strerror or error}") from error
+    finally:
+        if scratch.parent.is_dir():
+            scratch.unlink(missing_ok=True)
     return target
 
 

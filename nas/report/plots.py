@@ -36,7 +36,7 @@ from nas.report.history import (
 )
 from nas.report.labels import place_labels
 from nas.report.plans import Operation, total_ms
-from nas.report.units import direction_of, label
+from nas.report.units import direction_of, label, shorten
 
 MANY_POINTS = 2000
 """From here on the points of a scatter are drawn as pixels, so that an SVG stays small."""
@@ -247,7 +247,7 @@ def cost_figure(operations: Sequence[Operation], *, title: str = "") -> Figure:
             widths = np.array([row.parts.get(kernel, 0.0) for row in rows])
             axes.barh(place, widths, left=left, height=0.5, color=style.KERNEL_COLOURS.get(kernel, style.OTHER_KERNEL))
             left += widths
-        axes.set_yticks(place, [row.name for row in rows], fontsize=8)
+        axes.set_yticks(place, [shorten(row.name, 40) for row in rows], fontsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         reach = max([*(row.value for row in rows), *dense, 1e-12])
         room = max(max(row.value, row.dense) / reach + 0.0105 * (len(row.note) + 6) for row in rows)
@@ -287,7 +287,7 @@ def density_figure(networks: Mapping[str, Sequence[Operation]]) -> Figure:
                 )
                 if longest <= 16 and op.density is not None:
                     axes.text(j + 0.5, i, f"{op.density:.2g}", ha="center", va="center", fontsize=7.5, color=ink)
-        axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+        axes.set_yticks(range(len(rows)), [shorten(name, 40) for name in rows], fontsize=8)
         axes.set_ylim(len(rows) - 0.45, -0.55)
         axes.set_xlim(0, longest)
         step = max(1, round(longest / 10))
@@ -468,7 +468,7 @@ def _legend_front(
     handles = []
     for name, (colour, marker) in style.searcher_style(searchers(frame)).items():
         count = int(done["searcher"].eq(name).sum())
-        text = f"{name} ({count})"
+        text = f"{shorten(name, 30)} ({count})"
         size = 9 if marker == "*" else 6
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=size, label=text))
     states = frame["state"].value_counts()
@@ -501,10 +501,21 @@ def _history_line(axes: Axes, steps: np.ndarray, values: np.ndarray, name: str, 
         return
     if name == BASELINE:
         axes.axhline(
-            values[known][-1], color=colour, linewidth=1.0, linestyle=(0, (4, 3)), label=f"{name} ({len(steps)})"
+            values[known][-1],
+            color=colour,
+            linewidth=1.0,
+            linestyle=(0, (4, 3)),
+            label=f"{shorten(name, 30)} ({len(steps)})",
         )
         return
-    axes.step(steps[known], values[known], where="post", color=colour, linewidth=1.8, label=f"{name} ({steps[-1]})")
+    axes.step(
+        steps[known],
+        values[known],
+        where="post",
+        color=colour,
+        linewidth=1.8,
+        label=f"{shorten(name, 30)} ({steps[-1]})",
+    )
     axes.plot(steps[known][-1], values[known][-1], "o", color=colour, markersize=3.5)
 
 
@@ -562,7 +573,7 @@ def _cost_rows(operations: Sequence[Operation], timed: bool) -> list[_Row]:
     for op in operations:
         value = (op.ms or 0.0) if timed else float(op.macs)
         dense = (op.dense_ms or 0.0) if timed else float(op.dense_macs)
-        note = f"density {op.density:.2g} {op.pattern}" if op.density is not None and op.is_sparse else ""
+        note = shorten(f"density {op.density:.2g} {op.pattern}", 40) if op.is_sparse else ""
         if value or dense:
             rows.append(_Row(op.name, {op.kernel or "": value}, dense, note))
     if len(rows) <= MAX_BARS:

@@ -10,11 +10,13 @@ import html
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,10 @@ def fit(sheet: Sheet, width: int, padding: int = 2) -> Sheet:
     )
 
 
-def to_rich(sheet: Sheet, width: int = 80) -> Table:
-    """A rich table no wider than `width`, colours for styles; texts are never read as markup."""
+def to_rich(sheet: Sheet, width: int = 80) -> Group:
+    """Title, table and notes for a terminal, no wider than `width`; texts are never read as markup."""
     fitted = fit(sheet, width)
     table = Table(
-        title=escape(fitted.title),
-        title_justify="left",
-        title_style="bold",
-        caption="\n".join(escape(note) for note in fitted.notes) or None,
-        caption_justify="left",
-        caption_style="dim",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -97,11 +93,13 @@ def to_rich(sheet: Sheet, width: int = 80) -> Table:
         padding=(0, 1),
     )
     for column in fitted.columns:
-        table.add_column(escape(column.header), justify="right" if column.right else "left", overflow="fold")
+        side: Literal["right", "left"] = "right" if column.right else "left"
+        table.add_column(escape(column.header), justify=side, overflow="fold", no_wrap=column.right)  # only texts fold
     for i, row in enumerate(fitted.rows):
         style = fitted.styles[i] if i < len(fitted.styles) else ""
         table.add_row(*(escape(cell) for cell in row), style=_RICH_STYLES.get(style))
-    return table
+    title = [Text(fitted.title, style="bold")] if fitted.title else []
+    return Group(*title, table, *(Text(note, style="dim") for note in fitted.notes))
 
 
 def to_text(sheet: Sheet, width: int | None = None) -> str:

@@ -143,10 +143,8 @@ def svg_text(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="([\d.]+)pt"', r'\1\2 width="\3pt"', text, count=1)
-    text = re.sub(
-        r'\bid="((?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|PathC|LineC)[^"]*)"', "", text
-    )
+    referred = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in referred else "", text)
     text = text.replace("'DejaVu Sans'", "inherit")
     return themed(text)
 

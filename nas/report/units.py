@@ -105,7 +105,8 @@ def digits(number: float, significant: int = 3) -> str:
     """
     if number == 0 or not math.isfinite(number):
         return "0" if number == 0 else str(number)
-    magnitude = math.floor(math.log10(abs(number)))
+    rounded = float(f"{number:.{significant - 1}e}")  # 999.9 has four digits before the point
+    magnitude = math.floor(math.log10(abs(rounded)))
     if not -4 <= magnitude < 9:
         return f"{number:.{significant - 1}e}"
     return f"{number:,.{max(0, significant - 1 - magnitude)}f}"
@@ -120,6 +121,11 @@ def interval(ms: Any, lo: Any, hi: Any) -> str:
     number = float(ms)
     decimals = max(0, 2 - math.floor(math.log10(abs(number)))) if number else 3
     return f"{number:,.{decimals}f} [{float(lo):,.{decimals}f}, {float(hi):,.{decimals}f}]"
+
+
+def shorten(text: str, most: int) -> str:
+    """At most so many characters; what is cut is cut at the front, as names of layers differ at their ends."""
+    return text if len(text) <= most else "…" + text[len(text) - most + 1 :]
 
 
 def compact(number: float) -> str:

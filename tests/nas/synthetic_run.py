@@ -126,16 +126,23 @@ def make_trial(
 ) -> Trial:
     """One trial with plausible metrics; `metrics` replace them."""
     rng = rng or random.Random(number)
-    plan = mlp_plan(architecture)
-    nnz, params = int(plan["nnz"].sum()), int(plan["dense_macs"].sum())
+    plan = mlp_rows(architecture)
+    nnz, params = sum(row["nnz"] for row in plan), sum(row["dense_macs"] for row in plan)
     found: dict[str, Any] = {}
     if state in ("complete", "infeasible"):
-        latency = float(plan["ms"].sum()) * rng.uniform(0.97, 1.05)
+        latency = sum(row["ms"] for row in plan) * rng.uniform(0.97, 1.05)
         found = {
-            **{"params": params, "nnz": nnz, "density": nnz / params, "weight_bytes": 4 * nnz + params // 8},
-            **{"dense_macs": int(plan["dense_macs"].sum()), "macs": int(plan["macs"].sum())},
-            **{"latency_ms": latency, "latency_lo_ms": latency * 0.985, "latency_hi_ms": latency * 1.02},
-            **{"latency_source": "measured", "latency_quality": "ok" if rng.random() < 0.93 else "thin"},
+            "params": params,
+            "nnz": nnz,
+            "density": nnz / params,
+            "weight_bytes": 4 * nnz + params // 8,
+            "dense_macs": params,
+            "macs": nnz,
+            "latency_ms": latency,
+            "latency_lo_ms": latency * 0.985,
+            "latency_hi_ms": latency * 1.02,
+            "latency_source": "measured",
+            "latency_quality": "ok" if rng.random() < 0.93 else "thin",
         }
     if state == "complete":
         skill = 0.004 * index / (index + 10) if searcher == "nsga2" else 0.0
@@ -160,6 +167,11 @@ def make_trial(
 
 def mlp_plan(architecture: Architecture) -> pd.DataFrame:
     """What the plan of an `mlp` architecture looks like: one linear operation per layer."""
+    return pd.DataFrame(mlp_rows(architecture))
+
+
+def mlp_rows(architecture: Architecture) -> list[dict[str, Any]]:
+    """The rows of `mlp_plan`."""
     rows, features = [], 64
     for i in range(int(architecture["depth"])):
         width = int(architecture[f"layer{i}.width"])
@@ -168,7 +180,7 @@ def mlp_plan(architecture: Architecture) -> pd.DataFrame:
         rows.append(plan_row(f"{1 + 3 * i}", "linear", (width, features), (1, width), density, pattern, post="relu"))
         features = width
     rows.append(plan_row(f"{1 + 3 * len(rows)}", "linear", (10, features), (1, 10)))
-    return pd.DataFrame(rows)
+    return rows
 
 
 def plan_row(

@@ -1,0 +1,162 @@
+"""What a running search shows: right counts, no word on standard output, plain lines off a terminal."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import pytest
+from rich.console import Console
+
+from nas.pareto import nondominated
+from nas.report.progress import SearchProgress, Tally
+from tests.nas.synthetic_run import OBJECTIVES, make_trial, sample, synthetic_run
+
+RUN = synthetic_run(30, failed=0.1, infeasible=0.1)
+TOTALS = {"random": 15, "nsga2": 15, "dense": 2}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress(terminal: bool, **options) -> tuple[SearchProgress, io.StringIO]:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
+    return SearchProgress(TOTALS, OBJECTIVES, console=console, **options), out
+
+
+def test_the_tally_counts_what_the_trials_say():
+    tally = Tally(TOTALS, OBJECTIVES)
+    for trial in RUN.trials:
+        tally.started(trial)
+        assert trial.trial in tally.running
+        tally.finished(trial)
+    states = RUN.frame()["state"].value_counts().to_dict()
+    assert tally.states == {"complete": 0, "infeasible": 0, "failed": 0} | states
+    assert tally.done == {"random": 15, "nsga2": 15, "dense": 2}
+    assert tally.running == {}
+
+
+def test_best_and_front_are_those_of_all_feasible_trials():
+    tally = Tally(TOTALS, OBJECTIVES)
+    for trial in RUN.trials:
+        tally.finished(trial)
+    done = RUN.frame().query("state == 'complete'")
+    assert len(tally.front) == nondominated(done, OBJECTIVES).sum()
+    best = done.sort_values(["val_accuracy", "latency_ms"], ascending=[False, True]).iloc[0]
+    assert tally.best is not None
+    assert tally.best.trial == best["trial"]
+
+
+def test_an_infeasible_trial_is_never_the_best():
+    rng = random.Random(0)
+    tally = Tally({"random": 1}, OBJECTIVES)
+    tally.finished(make_trial(0, "random", 0, "infeasible", sample(rng), rng, val_accuracy=1.0, latency_ms=0.1))
+    assert tally.best is None
+    assert "no feasible trial yet" in tally.line()
+
+
+def test_rate_and_time_left_count_only_what_this_process_did():
+    clock = Clock()
+    tally = Tally({"random": 15, "nsga2": 15}, OBJECTIVES, clock)
+    for trial in RUN.trials[:10]:
+        tally.finished(trial, earlier=True)
+    assert tally.seconds_left() is None
+    clock.now += 60
+    for trial in RUN.trials[10:15]:
+        tally.finished(trial)
+    assert tally.rate() == pytest.approx(5 / 60)
+    assert tally.seconds_left() == pytest.approx(15 * 60 / 5)
+    assert "5.0 trials/min, 1 min 00 s spent, about 3 min 00 s left" in tally.line()
+
+
+def test_a_running_trial_shows_its_epoch():
+    tally = Tally(TOTALS, OBJECTIVES)
+    tally.started(RUN.trials[0])
+    tally.progressed(RUN.trials[0], {"stage": "training", "epoch": 3, "epochs": 12})
+    tally.progressed(RUN.trials[1], {"stage": "measuring"})
+    assert tally.under_way() == "0 random epoch 3/12 · 1 nsga2 measuring"
+
+
+def test_off_a_terminal_a_line_comes_now_and_then_and_at_the_end():
+    clock = Clock()
+    shown, out = progress(False, every_s=15.0, clock=clock)
+    with shown:
+        for trial in RUN.trials[:8]:
+            shown.trial_started(trial)
+            shown.trial_finished(trial)
+            clock.now += 5
+        shown.message("hello [bold]world")
+    lines = out.getvalue().splitlines()
+    counts = [line for line in lines if "/32 trials" in line]
+    assert [line.split("/")[0] for line in counts] == ["3", "6", "8"]
+    assert "hello [bold]world" in lines
+    assert "\x1b" not in out.getvalue()
+
+
+def test_on_a_terminal_the_display_shows_bars_best_and_what_runs():
+    shown, out = progress(True)
+    with shown:
+        for trial in RUN.trials[:8]:
+            shown.trial_started(trial)
+            shown.trial_progress(trial, {"epoch": 1, "epochs": 12})
+            shown.trial_finished(trial)
+        shown.trial_started(RUN.trials[8])
+        shown.message("note")
+    text = out.getvalue()
+    for wanted in ("4/15", "best: trial", "front of", "note", "running: 8 random", "trials/min"):
+        assert wanted in text, wanted
+
+
+def test_quiet_shows_nothing():
+    for terminal in (True, False):
+        shown, out = progress(terminal, quiet=True)
+        with shown:
+            shown.message("x")
+            shown.trial_finished(RUN.trials[0])
+        assert out.getvalue() == ""
+
+
+def test_a_failure_is_said_once_with_its_last_line_and_copies_of_it_are_not():
+    rng = random.Random(0)
+    failed = make_trial(0, "random", 0, "failed", sample(rng), rng)
+    copy = make_trial(1, "random", 1, "failed", sample(rng), rng)
+    object.__setattr__(copy, "copy_of", 0)
+    shown, out = progress(False)
+    with shown:
+        shown.trial_finished(failed)
+        shown.trial_finished(copy)
+    assert out.getvalue().count("failed: RuntimeError: mat1 and mat2") == 1
+
+
+def test_a_continued_search_starts_from_what_is_done():
+    shown, _ = progress(False)
+    shown.already(synthetic_run(20, unfinished=5).trials)
+    assert sum(shown.tally.done.values()) == 17
+
+
+def test_results_on_standard_output_are_not_disturbed(capsys):
+    with SearchProgress(TOTALS, OBJECTIVES) as shown:
+        shown.trial_finished(RUN.trials[0])
+        shown.message("x")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "x" in captured.err
+
+
+def test_an_error_inside_goes_through_and_the_display_ends():
+    shown, _ = progress(True)
+    with pytest.raises(KeyError), shown:
+        raise KeyError("x")
+    assert shown._live is None
+
+
+def test_a_searcher_that_was_not_announced_is_counted():
+    tally = Tally({}, OBJECTIVES)
+    tally.finished(RUN.trials[0])
+    assert tally.line().startswith("1/0 trials (random 1/0)")

@@ -72,7 +72,7 @@ class LocalExecutor:
         self._task = task
         self._timeout_s = timeout_s
         self._environment = thread_environment(threads)
-        order = {"sys_path": sys.path, "task": task, "setup": dict(setup or {})}
+        order = {"sys_path": [str(entry) for entry in sys.path], "task": task, "setup": dict(setup or {})}
         self._first_message = encode(order, "the setup")
         self._selector = selectors.DefaultSelector()
         self._waiting: deque[tuple[Job, bytes]] = deque()
@@ -271,6 +271,8 @@ class LocalExecutor:
             case "failed":
                 slot.early_deaths = 0
                 slot.leaving = message["leaving"]
+                if slot.leaving:
+                    slot.process.kill()  # its end is noticed like any other
                 failure = dict(message["failure"])
                 error = failure.pop("error")
                 self._end(slot, events, "failed", failure, error)

@@ -14,6 +14,7 @@ Not for import by others than `nas.executors.process`. Start with `main`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -99,6 +100,12 @@ def _die_with(parent: int) -> None:
         _leave()
 
 
+def _offer_itself_to_the_memory_killer() -> None:
+    """Where memory runs out, lose a worker (its trial is run again) and never the driver. Linux only."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
+
+
 def main(read: int, write: int, parent: int, die: bool) -> None:
     """Set the task up once, then run one job at a time until told to exit.
 
@@ -110,6 +117,7 @@ def main(read: int, write: int, parent: int, die: bool) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to decide about
     faulthandler.enable()
+    _offer_itself_to_the_memory_killer()
     if die:
         _die_with(parent)
     driver = _Driver(read, write)

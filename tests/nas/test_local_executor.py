@@ -364,6 +364,13 @@ def test_threads_are_set_before_anything_is_imported() -> None:
     assert env.get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
 
 
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="only Linux has this killer")
+def test_the_memory_killer_is_pointed_at_workers_and_not_at_the_driver(executor: LocalExecutor) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    run(executor, "echo")
+    assert int(Path(f"/proc/{executor.pids[0]}/oom_score_adj").read_text()) == max(500, own)
+
+
 def test_the_module_path_is_the_callers(executor: LocalExecutor) -> None:
     assert run(executor, "facts").payload["path"] == sys.path
 

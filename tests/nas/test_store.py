@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Delete, Insert, Select, Update, event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
+from nas import schema
+from nas import store as store_module
 from nas.errors import RunError
 from nas.store import Store, Trial
 from search_spaces.architecture import Architecture
@@ -405,6 +409,16 @@ def test_an_unknown_kind_of_database_says_what_is_missing() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_the_tables_and_statements_are_postgresql_too() -> None:
+    dialect = postgresql.dialect()
+    tables = "\n".join(str(CreateTable(table).compile(dialect=dialect)) for table in schema.metadata.sorted_tables)
+    assert "val_accuracy DOUBLE PRECISION" in tables
+    assert "macs BIGINT" in tables
+    for name, statement in vars(store_module).items():
+        if isinstance(statement, Select | Insert | Update | Delete):
+            assert str(statement.compile(dialect=dialect)), name
+
+
 # -- readers ------------------------------------------------------------------------------------------------------------------
 
 
@@ -466,13 +480,21 @@ def test_a_killed_writer_loses_only_the_open_call(tmp_path: Path) -> None:
         assert [t.metrics.get("val_accuracy") for t in store.trials()] == [0.0, 0.1, 0.2, 0.3, 0.4, None]
 
 
-def test_a_killed_run_can_be_read_where_nothing_may_be_written(tmp_path: Path) -> None:
-    """As another user where we are root; else by taking the folder's write permission away."""
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_run_can_be_read_where_nothing_may_be_written(killed: bool) -> None:
+    """Killed (its log is unfinished) and closed (it has none). Where we are root, we become another user to try."""
     folder = Path(tempfile.mkdtemp(prefix="read-only-run-"))  # not tmp_path: other users cannot enter that
     try:
         path = folder / "run.db"
-        killed_run(path)
-        Path(f"{path}-shm").unlink()  # as after a copy of the folder: SQLite would have to make it
+        if killed:
+            killed_run(path)
+            Path(f"{path}-shm").unlink()  # as after a copy of the folder: SQLite would have to make it
+        else:
+            with Store.create(path) as store:
+                for index in range(6):
+                    propose(store, index)
+        files = sorted(p.name for p in folder.iterdir())
+        assert files == ["run.db", "run.db-wal"][: 1 + killed]
         for file in folder.iterdir():
             file.chmod(0o444)
         folder.chmod(0o555)
@@ -495,7 +517,7 @@ def test_a_killed_run_can_be_read_where_nothing_may_be_written(tmp_path: Path) -
         lines = result.stdout.splitlines()
         assert lines[:1] == ["6"], result.stderr
         assert "cannot be opened for writing" in lines[1]
-        assert sorted(p.name for p in folder.iterdir()) == ["run.db", "run.db-wal"]
+        assert sorted(p.name for p in folder.iterdir()) == files
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)

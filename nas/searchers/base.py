@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-
 from nas.errors import ConfigError, NasError
 from nas.objectives import objective_values, parse_objectives, total_violation
 from nas.pareto import normalise_directions
@@ -240,16 +238,6 @@ def mutants(
                 return
         if not avoid(child.digest):
             yield child
-
-
-def best_trial(history: Sequence[TrialLike], outcomes: Sequence[Outcome]) -> TrialLike | None:
-    """The trial a fallback may mutate: least violation, then lowest first objective, then the oldest. None if none has a result."""
-    known = [i for i, outcome in enumerate(outcomes) if outcome.known]
-    if not known:
-        return None
-    worst = (np.inf,)
-    best = min(known, key=lambda i: (outcomes[i].violation, outcomes[i].costs or worst, i))
-    return history[best]
 
 
 def check_option(

@@ -44,7 +44,7 @@ class DenseBaseline(Searcher):
                 if not avoid(architecture.digest):
                     return Proposal(architecture)
         raise SpaceExhausted(
-            f"space {self.space.name!r}: {MAX_BATCHES * self.draws} draws gave no dense architecture that was not proposed already; "
+            f"space {self.space.name!r}: {MAX_BATCHES * self.draws} draws gave no dense network that was not proposed already; "
             "lower the number of dense trials, or offer more choices"
         )
 

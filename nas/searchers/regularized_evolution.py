@@ -105,6 +105,6 @@ class RegularizedEvolution(Searcher):
         ranks = nondomination_rank(costs)
         for rank in range(int(ranks.max(initial=-1)) + 1):
             front = np.flatnonzero(ranks == rank)
-            for i, distance in zip(front, crowding_distance(costs[front])):
+            for i, distance in zip(front.tolist(), crowding_distance(costs[front])):
                 keys[feasible[i]] = (0.0, float(rank), -float(distance))
         return keys

@@ -464,8 +464,8 @@ def test_trajectories_are_those_recorded(name: str) -> None:
     first = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), len(expected))
     assert found == expected, (
         f"proposal {first} is not the one recorded in tests/golden/{path.name}. A running search that is continued with "
-        "this version would go on differently. If that is meant (the algorithm was changed, or Optuna's), delete the file, run this test "
-        "to record it anew, and say why in the commit"
+        "this version would go on differently. If that is meant (the algorithm was changed, or Optuna's), delete the "
+        "file, run this test to record it anew, and say why in the commit"
     )
 
 

@@ -58,7 +58,7 @@ class PlannedOp:
         nnz: kept weights of a sparse layer, all weights of a dense one, 0 for anything else.
         pattern: canonical text of a sparse layer's pattern, "" otherwise.
         macs: multiply-adds on kept weights for one input of the batch; dense_macs: on all weights.
-        kernel: "torch" (dense) or "csr".
+        kernel: "torch" (dense) or "csr" (kept weights only).
         post_ops: activations applied by the same kernel, in order.
         inputs: the values it reads.
         dtype: of the result, "" if that is not one tensor.
@@ -114,14 +114,18 @@ Choose = Callable[[PlannedOp, list[str]], str]
 
 
 def rule_of_thumb(op: PlannedOp, kernels: list[str]) -> str:
-    """ "csr" where it is legal and at most a tenth of the weights are kept, else "torch". Measured choices are better."""
-    return "csr" if "csr" in kernels and op.density <= 0.1 else "torch"
+    """ "csr" where it is legal and at most a tenth of the weights are kept, or the layer is a depthwise convolution of a single
+    image; else "torch". Measured choices are better."""
+    single = op.kind == "depthwise_conv2d" and op.input_shapes[0][0] == 1
+    return "csr" if "csr" in kernels and (op.density <= 0.1 or single) else "torch"
 
 
 def legal_kernels(op: PlannedOp) -> list[str]:
-    """Kernels that compute this operation: torch always, csr for sparse float32 layers with at most one fused activation."""
-    sparse = op.layer is not None and op.layer.mask is not None and op.dtype == "float32"
-    return ["torch", "csr"] if sparse else ["torch"]
+    """Kernels that compute this operation: torch always; csr for sparse layers and for all depthwise convolutions (torch's is
+    slow), in float32."""
+    layer = op.layer
+    direct = layer is not None and (layer.mask is not None or layer.kind == "depthwise_conv2d")
+    return ["torch", "csr"] if direct and op.dtype == "float32" else ["torch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +217,7 @@ def lower(module: nn.Module, example_input: torch.Tensor, choose: Choose | None 
             whose masks are not drawn count there by their target density.
         example_input: float[batch, ...]; its shape is the one the plan is for. The network is run on it twice.
         choose: picks a kernel for an operation out of the legal ones. Default `rule_of_thumb`: csr where at most a tenth of
-            the weights is kept.
+            the weights is kept, and for depthwise convolutions of one image.
 
     Returns:
         The plan, equal in result to the masked network up to rounding.

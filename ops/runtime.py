@@ -160,8 +160,8 @@ def _csr_layer(op: PlannedOp, layer: Layer, out: int) -> Step:
     from ops.kernels.csr import CSRConv2d, CSRLinear  # late: importing it loads Numba
 
     (source,), (shape,) = op.inputs, op.input_shapes
-    assert layer.mask is not None
-    weight = CSR.from_dense(layer.weight.flatten(1), layer.mask.flatten(1))
+    mask = torch.ones_like(layer.weight, dtype=torch.bool) if layer.mask is None else layer.mask
+    weight = CSR.from_dense(layer.weight.flatten(1), mask.flatten(1))
     bias = None if layer.bias is None else layer.bias.numpy()
     activation = layer.post_ops[0] if layer.post_ops else "none"
     kernel: CSRConv2d | CSRLinear

@@ -8,4 +8,4 @@ from __future__ import annotations
 
 __all__ = ["KERNELS_VERSION"]
 
-KERNELS_VERSION = "1"
+KERNELS_VERSION = "2"

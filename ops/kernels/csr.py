@@ -63,24 +63,36 @@ def _spread(x, planes, geometry):
     channels, height, width = geometry[0], geometry[1], geometry[2]
     sh, sw, top, left = geometry[3], geometry[4], geometry[5], geometry[6]
     slots, plane_height, plane_width = geometry[7], geometry[8], geometry[9]
-    for c in range(channels):
-        for y in range(height):
-            source = x[(c * height + y) * width : (c * height + y + 1) * width]
-            row = (y + top) // sh
-            for phase in range(sw):
-                slot = geometry[16 + ((y + top) % sh) * sw + phase]
-                if slot < 0:  # no kept weight looks at this phase
-                    continue
-                start = ((c * slots + slot) * plane_height + row) * plane_width
-                line = planes[start : start + plane_width]
-                first = (phase - left) % sw  # first pixel of the row that belongs to this phase
-                place = (first + left) // sw
-                if sw == 1:
-                    for i in range(width):
-                        line[place + i] = source[i]
+    if slots == 0:  # nothing is kept, so there are no planes
+        return
+    if sh == 1 and sw == 1:
+        for c in range(channels):
+            for y in range(height):
+                source = x[(c * height + y) * width : (c * height + y + 1) * width]
+                start = (c * plane_height + y + top) * plane_width + left
+                line = planes[start : start + width]
+                for i in range(width):
+                    line[i] = source[i]
+        return
+    for y in range(height):  # outermost, so that the divisions are done once per row, not per row and channel
+        row, phase_y = (y + top) // sh, (y + top) % sh
+        for phase_x in range(sw):
+            slot = geometry[16 + phase_y * sw + phase_x]
+            if slot < 0:  # no kept weight looks at this phase
+                continue
+            first = (phase_x - left) % sw  # first pixel of the row that belongs to this phase
+            place = (first + left) // sw
+            count = (width - first + sw - 1) // sw
+            for c in range(channels):
+                source = x[(c * height + y) * width + first : (c * height + y + 1) * width]
+                start = ((c * slots + slot) * plane_height + row) * plane_width + place
+                line = planes[start : start + count]
+                if sw == 2:  # a constant step becomes vector code
+                    for i in range(count):
+                        line[i] = source[2 * i]
                 else:
-                    for i in range((width - first + sw - 1) // sw):
-                        line[place + i] = source[first + i * sw]
+                    for i in range(count):
+                        line[i] = source[i * sw]
 
 
 @_jit
@@ -129,12 +141,20 @@ def _plane_rows(source, start, indptr, offsets, values, bias, accumulator, out, 
                 x0 = source[base + offsets[k] : base + offsets[k] + span]
                 for q in range(span):
                     total[q] = total[q] + w0 * x0[q]
-            for i in range(lines):
-                first = out_start + (o * out_height + y0 + i) * out_width
-                line = out[first : first + out_width]
-                sums = total[i * pitch : i * pitch + out_width]
-                for j in range(out_width):
-                    line[j] = _activated(sums[j], activation)
+            if activation > 0:
+                for q in range(span):
+                    total[q] = _activated(total[q], activation)
+            first = out_start + (o * out_height + y0) * out_width
+            if pitch == out_width:
+                line = out[first : first + span]
+                for j in range(span):
+                    line[j] = total[j]
+            else:
+                for i in range(lines):
+                    line = out[first + i * out_width : first + (i + 1) * out_width]
+                    sums = total[i * pitch : i * pitch + out_width]
+                    for j in range(out_width):
+                        line[j] = sums[j]
 
 
 @_jit

@@ -73,6 +73,11 @@ def test_layers_that_keep_most_weights_stay_dense_untried(table: LayerTable) -> 
     assert not any("csr" in name for run in measurer.asked[0] for name in run)
 
 
+def test_depthwise_convolutions_try_both_kernels_at_any_density(table: LayerTable) -> None:
+    found = measure_latency(nn.Conv2d(8, 8, 3, groups=8), X, table=table, measurer=_told(torch=1.0, csr=0.1))
+    assert found.plan.ops[0].kernel == "csr"
+
+
 def test_identical_layers_are_measured_once_and_remembered(table: LayerTable) -> None:
     measurer = _told(torch=1.0, csr=0.5)
     measure_latency(_network(0.3), X, table=table, measurer=measurer)

@@ -230,7 +230,7 @@ def test_layers_out_of_the_ordinary_stay_modules() -> None:
     assert all(op.layer is None for op in lower(net, X).ops)
 
 
-def test_kernels_are_offered_to_sparse_layers_only_and_checked() -> None:
+def test_kernels_are_offered_to_sparse_layers_and_checked() -> None:
     net = nn.Sequential(
         nn.Conv2d(4, 4, 1), _sparse(nn.Conv2d(4, 4, 1)), nn.ReLU(), nn.Flatten(), _sparse(nn.Linear(256, 4))
     )
@@ -252,6 +252,13 @@ def test_kernels_are_offered_to_sparse_layers_only_and_checked() -> None:
 def test_the_default_kernel_is_csr_up_to_a_tenth_kept() -> None:
     for density, kernel in ((0.1, "csr"), (0.11, "torch")):
         assert lower(_sparse(nn.Linear(100, 10), density), torch.randn(1, 100)).ops[0].kernel == kernel
+
+
+def test_depthwise_convolutions_may_run_on_csr_even_if_dense() -> None:
+    net = nn.Conv2d(4, 8, 3, groups=4)
+    assert [lower(net, x).ops[0].kernel for x in (X, X.repeat(2, 1, 1, 1))] == ["csr", "torch"]
+    assert lower(net, X.repeat(2, 1, 1, 1), lambda op, kernels: kernels[-1]).ops[0].kernel == "csr"
+    assert lower(net.double(), X.double()).ops[0].kernel == "torch"
 
 
 def test_a_layer_of_density_one_is_dense() -> None:

@@ -112,6 +112,8 @@ def explain(error: Exception, where: str) -> RunError:
             f"{where}: damaged or not the database of a run ({cause}). "
             "Restore it from a copy, or start a new run in another folder"
         )
+    if "connection failed" in low or "could not connect" in low or "connection refused" in low:
+        return RunError(f"{where}: cannot be reached ({cause.strip()}). Check that the server runs, and the URL")
     if "no such table" in low or "no such column" in low or "does not exist" in low:
         return RunError(f"{where}: not the database of a run ({cause}). Check the path or URL")
     if "locked" in low:

@@ -274,9 +274,10 @@ class Store:
             try:
                 connection.execute(_INSERT, values | metric_columns({}))
             except IntegrityError as error:
+                no_copy = "" if copy_of is None else f", or that there is no trial {copy_of} to copy"
                 raise RunError(
-                    f"{self.where}: expected a new proposal, found that number {index} of {searcher!r} is there already "
-                    f"(or that there is no trial {copy_of} to copy): is another process writing to this run?"
+                    f"{self.where}: expected a new proposal, found that number {index} of {searcher!r} is there already"
+                    f"{no_copy}: is another process writing to this run?"
                 ) from error
             return self._read(connection, number)
 

@@ -10,8 +10,8 @@ run.export(front.trial.iloc[0], "exported/")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.run import Run, load_run
     from nas.driver import search
+    from nas.run import Run, load_run
 
 __all__ = ["Run", "load_run", "search"]
 

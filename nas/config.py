@@ -6,6 +6,7 @@ Every value has a default, a type and a range; what is wrong is said with the fi
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import tomllib
 import types
@@ -88,7 +89,8 @@ class SearchSection:
     """`[search]`: who proposes, and how often.
 
     Attributes:
-        searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always among them.
+        searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always
+            among them.
         trials: per searcher.
         dense_baselines: dense networks of the space trained beside them, from the smallest up; 0 for none.
         options: per searcher, e.g. options.nsga2.population = 16.
@@ -244,10 +246,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(tomllib.TOMLDecodeError):  # plain text such as a name is taken as it is
             value = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            pass  # plain text such as a name: taken as it is
     *sections, key = dotted.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})

@@ -11,18 +11,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from nas.artifacts import clean_scratch
 from nas.config import CHANGEABLE, RunConfig, differing_keys, load_config
 from nas.data import Data, from_datasets
-from nas.errors import ConfigError, RunError, unknown_name
+from nas.errors import RunError, unknown_name
 from nas.evaluate import TrialEvaluator, make_data, make_space
 from nas.executors import EXECUTORS, InlineExecutor
 from nas.executors.base import Executor
@@ -34,6 +35,7 @@ from nas.report.plots import save_front
 from nas.report.progress import SearchProgress
 from nas.run import Run, load_run
 from nas.searchers import SEARCHERS, Searcher, make_searcher
+from nas.searchers.dense import is_density
 from nas.store import Store
 from search_spaces import Space
 
@@ -91,10 +93,12 @@ def search(
         settings["run.executor"] = executor
     if data is not None:
         settings["data.name"] = "(given as objects)"
-    if space is not None:
-        settings["space.name"] = f"(given as object) {space.name if isinstance(space, Space) else space.__qualname__}"
     config_path = Path(config) if isinstance(config, str | Path) else None
     checked = load_config(config if config is not None else {}, settings)
+    if space is not None:  # in place of the config's space and its options
+        options = {key.removeprefix("space."): value for key, value in settings.items() if key.startswith("space.")}
+        name = space.name if isinstance(space, Space) else space.__qualname__
+        checked = replace(checked, space={**options, "name": f"(given as object) {name}"})
     folder = Path(out) if out is not None else Path("runs") / checked.run.name
     return _Search(checked, folder, config_path, space, data, quiet).run()
 
@@ -121,7 +125,9 @@ class _Search:
             make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
         )
         self.space = self._make_space(space)
-        self.space.sample(config.run.seed)  # a space that cannot even be drawn from should say so before anything is made
+        self.space.sample(
+            config.run.seed
+        )  # a space that cannot even be drawn from should say so before anything is made
         self.totals = dict.fromkeys(config.search.searchers, config.search.trials)
         self.searchers = {name: self._searcher(name) for name in self.totals}
 
@@ -138,12 +144,7 @@ class _Search:
     def _make_space(self, space: Callable[..., nn.Module] | Space | None) -> Space:
         if isinstance(space, Space):
             return space
-        if space is not None:
-            options = {k: v for k, v in self.config.space.items() if k != "name"}
-            from search_spaces import get_space
-
-            return get_space(space, input_shape=self.data.input_shape, classes=self.data.classes, **options)
-        return make_space(self.config, self.data.input_shape, self.data.classes, self._space_folder())
+        return make_space(self.config, self.data.input_shape, self.data.classes, self._space_folder(), function=space)
 
     def _space_folder(self) -> Path:
         """Where a relative space file is looked for: beside the config, then where the command was started."""
@@ -223,17 +224,17 @@ class _Search:
 
     def _search(self, store: Store) -> None:
         totals, searchers = dict(self.totals), dict(self.searchers)
-        has_dense = self._has_dense()
-        if has_dense:
-            totals["dense"] = self.config.search.dense_baselines
-            searchers["dense"] = self._searcher("dense")
+        dense, why_not = self._dense_baseline()
+        if dense is not None:
+            totals["dense"], searchers["dense"] = self.config.search.dense_baselines, dense
         with SearchProgress(totals, self.config.objectives, quiet=self.quiet) as progress:
-            if self.config.search.dense_baselines and not has_dense:
-                progress.message("the space offers no density 1, so there is no dense baseline")
+            if why_not:
+                progress.message(f"no dense baseline: {why_not}")
             if store.get_meta("finished"):
                 progress.message("this run is finished already; nothing to do")
             else:
                 if any(len(store.trials(name)) < total or _unfinished(store, name) for name, total in totals.items()):
+                    threads_before = torch.get_num_threads()
                     executor = self._executor()
                     try:
                         loop = SearchLoop(
@@ -249,6 +250,7 @@ class _Search:
                         loop.run()
                     finally:
                         executor.close()
+                        torch.set_num_threads(threads_before)
                 self._finish(store, progress)
                 store.set_meta("finished", True)
 
@@ -256,18 +258,23 @@ class _Search:
         options = self.config.search.options.get(name, {})
         return make_searcher(name, self.space, self.config.objectives, self.config.run.seed, options)
 
-    def _has_dense(self) -> bool:
+    def _dense_baseline(self) -> tuple[Searcher | None, str]:
+        """The searcher of dense networks; or None and why there can be none."""
         if not self.config.search.dense_baselines:
-            return False
+            return None, ""
+        if not any(is_density(name) for seed in range(8) for name, _ in self.space.sample(seed).decisions):
+            return None, "the space decides no density"
         try:
-            self._searcher("dense").propose([], 0)
-        except ConfigError:
-            return False
-        return True
+            searcher = self._searcher("dense")
+            searcher.propose([], 0)
+        except Exception as error:  # density 1 is not offered, or some of the user's networks cannot be built
+            return None, str(error)
+        return searcher, ""
 
     def _executor(self) -> Executor:
         run = self.config.run
         if self.objects or run.workers == 0:
+            torch.set_num_threads(run.threads)
             return InlineExecutor(TrialEvaluator(self.config, self.folder, self.data, self.space))
         name = self.config.space["name"]
         where = self._space_folder() if ":" in name else None

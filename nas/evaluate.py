@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from torch import nn
 
 from hw_models.latency import measure_latency
 from hw_models.measure import Measurer
@@ -84,9 +86,10 @@ class TrialEvaluator:
             "latency_source": latency.source,
             "latency_quality": latency.quality,
         }
+        plan = pd.concat([latency.plan.frame(), latency.parts[["torch_ms", "csr_ms", "ms", "share"]]], axis=1)
         found = violations(metrics, self.constraints, partial=True)
         if not feasible(found):
-            write_artifacts(self.folder, trial, architecture, model=None, history=[], plan=latency.parts)
+            write_artifacts(self.folder, trial, architecture, model=None, history=[], plan=plan)
             return {"state": "infeasible", "metrics": metrics, "violations": found, "curve": []}
 
         epochs = self.config.train.epochs
@@ -106,7 +109,7 @@ class TrialEvaluator:
             "macs": trained.macs,
         }
         found = violations(metrics, self.constraints)
-        write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=latency.parts)
+        write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=plan)
         state = "complete" if feasible(found) else "infeasible"
         return {"state": state, "metrics": metrics, "violations": found, "curve": result.history}
 
@@ -136,15 +139,23 @@ def make_data(config: RunConfig) -> Data:
     )
 
 
-def make_space(config: RunConfig, input_shape: tuple[int, ...], classes: int, folder: Path | None) -> Space:
-    """The run's space, fitted to the data.
+def make_space(
+    config: RunConfig,
+    input_shape: tuple[int, ...],
+    classes: int,
+    folder: Path | None,
+    *,
+    function: Callable[..., nn.Module] | None = None,
+) -> Space:
+    """The run's space, fitted to the data; `function` stands in for the one the config names.
 
     Raises:
         ConfigError: unknown space or option, or a space that cannot take such data.
     """
     options = {key: value for key, value in config.space.items() if key != "name"}
     try:
-        return get_space(config.space["name"], input_shape=input_shape, classes=classes, folder=folder, **options)
+        named = config.space["name"] if function is None else function
+        return get_space(named, input_shape=input_shape, classes=classes, folder=folder, **options)
     except SpaceError as error:
         raise ConfigError(f"[space] {error}") from error
     except TypeError as error:

@@ -5,6 +5,7 @@ Each step looks at what is there and does only what is missing, so it can be rep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None
         measured = measure_many(networks, threads=run.config.latency.threads, table=table, measurer=measurer)
         with store.transaction():
             for number, latency in measured.items():
-                store.update_metrics(
+                _update(
+                    store,
                     number,
                     {
                         "latency_search_ms": run.trial(number).metrics["latency_ms"],
@@ -56,7 +58,15 @@ def test_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
     for number in run.pareto()["trial"]:
         if run.trial(number).metrics.get("test_accuracy") is None:
             result = evaluate(run.build(number), data.test)
-            store.update_metrics(int(number), {"test_accuracy": result.accuracy})
+            with store.transaction():
+                _update(store, int(number), {"test_accuracy": result.accuracy})
+
+
+def _update(store: Store, trial: int, metrics: Mapping[str, Any]) -> None:
+    """Add metrics to a trial and to its copies, which share its answer."""
+    for row in store.trials():
+        if trial in (row.trial, row.copy_of):
+            store.update_metrics(row.trial, metrics)
 
 
 def winner(run: Run) -> int | None:

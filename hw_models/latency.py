@@ -1,8 +1,9 @@
 """How long a network takes on this CPU: every layer gets the kernel that was measured to be faster, then the whole is measured.
 
 The time quoted is that of the whole network as `ops.runtime.Runtime` executes it, by the full protocol of
-`hw_models.measure`. Times of single operations only choose kernels and show where the time goes: they are hot (one operation
-alone, caches warm), so their sum is usually below the whole. They are remembered in `hw_models.tables.LayerTable`.
+`hw_models.measure`. Times of single operations only choose kernels and show where the time goes. Each is hot (one operation
+alone, caches warm) and holds about a microsecond of calling, so their sum is below the whole for deep networks and above it
+for tiny ones. They are remembered in `hw_models.tables.LayerTable`.
 
 Start with `measure_latency`; `measure_many` measures several networks against each other.
 """

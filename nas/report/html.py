@@ -107,6 +107,7 @@ class _Report:
             what += f" (inputs {shape}, {data.get('classes', '?')} classes)"
         sentences = [what + "; " + " and ".join(goals) + (f"; limits: {', '.join(limits)}" if limits else "") + "."]
         asked = dict.fromkeys(search.get("searchers", ()), int(search.get("trials", 0)))
+        asked["dense"] = int((self.frame["searcher"] == "dense").sum())  # as many as there are: a space may offer none
         sentences.append(status(self.frame, asked, bool(self.run.finished)))
         lines = "".join(paragraphs(sentences).replace("<p>", '<p class="sub">'))
         return lines + facts(headline(self.frame, self.objectives))
@@ -144,8 +145,8 @@ class _Report:
         shown = [int(trial) for trial in self.front["trial"]]
         shown = [shown[i] for i in plots.spread(len(shown), MAX_CURVES)]
         curves = {trial: rows for trial in shown if (rows := self._curve(trial))}
-        if not curves:
-            return ""
+        if max(map(len, curves.values()), default=0) < 2:
+            return ""  # a single epoch is no curve
         more = len(self.front) - len(curves)
         note = f'<p class="note">{more} more networks of the front are not drawn.</p>' if more > 0 else ""
         return figure(svg_text(plots.curves_figure(curves), "curves")) + note

@@ -168,7 +168,7 @@ def _operation(row: dict[Any, Any]) -> Operation:
         macs=int(_number(row.get("macs")) or 0),
         dense_macs=int(_number(row.get("dense_macs")) or 0),
         ms=_number(row.get("ms")),
-        dense_ms=_number(row.get("dense_ms")),
+        dense_ms=_number(row.get("dense_ms")) if has_weight else None,
         inputs=tuple(int(k) for k in _names(row.get("inputs")) if k.isdigit()),
         after=_names(row.get("post_ops")),
     )

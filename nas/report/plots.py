@@ -202,7 +202,9 @@ def curves_figure(
             axes.plot(
                 epochs, values, color=colour, linewidth=1.6, marker="o" if len(epochs) == 1 else None, markersize=4
             )
-            axes.plot(*_series(rows, train_metric), color=colour, linewidth=0.9, linestyle=(0, (1, 1.5)), alpha=0.8)
+            trained = _series(rows, train_metric)
+            dots = "." if len(trained[0]) == 1 else None
+            axes.plot(*trained, color=colour, linewidth=0.9, linestyle=(0, (1, 1.5)), alpha=0.8, marker=dots)
             ends.append((epochs[-1], values[-1], str(trial), colour))
         axes.set_xlabel("epoch")
         axes.set_ylabel(label(metric))
@@ -219,7 +221,9 @@ def curves_figure(
             handles.append(
                 Line2D([], [], color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)), label=label(train_metric))
             )
-        axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="lower right")
+        axes.legend(
+            handles=handles, frameon=False, fontsize=8.5, loc="lower right" if len(settled) > len(lines) else "best"
+        )
     return figure
 
 
@@ -578,7 +582,9 @@ def _cost_rows(operations: Sequence[Operation], timed: bool) -> list[_Row]:
             rows.append(_Row(op.name, {op.kernel or "": value}, dense, note))
     if len(rows) <= MAX_BARS:
         what = {op.name: op.what for op in operations}
-        return [_Row(f"{row.name}  {what[row.name]}", row.parts, row.dense, row.note) for row in rows]
+        for row in rows:
+            row.name += "" if row.name.endswith(what[row.name]) else f"  {what[row.name]}"
+        return rows
     for depth in range(max(len(re.split(r"[./]", row.name)) - 1 for row in rows), 0, -1):
         grouped = _grouped(rows, depth)
         if len(grouped) <= MAX_BARS:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from rich.tree import Tree
 
 from nas.errors import ConfigError, NasError, RunError
 from nas.report.drawing import draw_network
@@ -41,13 +43,24 @@ def print_trial(run: Any, trial: int, console: Console | None = None) -> None:
     plan = _plan(run, trial)
     if plan is not None:
         console.print()
-        console.print(network_tree(plan, "What is executed, and the share of each"), soft_wrap=not console.is_terminal)
+        print_tree(network_tree(plan, "What is executed, and the share of each"), console)
         console.print()
         print_sheet(layer_sheet(plan), console)
     if found.error:
         console.print()
         console.print(Text("Why it failed", style="bold"))
         console.print(Text(found.error), soft_wrap=True)
+
+
+def print_tree(tree: Tree, console: Console) -> None:
+    """Print a tree: folded to the width of a terminal, in full where a program reads."""
+    if console.is_terminal:
+        console.print(tree)
+        return
+    wide = Console(file=io.StringIO(), width=1000)
+    wide.print(tree)
+    text = wide.file.getvalue()  # type: ignore[attr-defined]
+    console.file.write("".join(line.rstrip() + "\n" for line in text.splitlines()))
 
 
 def trial_sheet(trial: Any) -> Sheet:

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nas.errors import unknown_name
-from nas.frames import complete, numbers, write_frame
-from nas.pareto import nondominated
+from nas.frames import front_rows, numbers, write_frame
 from nas.report.history import BASELINE, searcher_summary
 from nas.report.plans import Operation, shape_text, shares, total_ms
 from nas.report.sheet import Column, Sheet, to_text
@@ -34,15 +33,6 @@ _RANKS = {
     **{"test_accuracy": 3, "weight_bytes": 5, "params": 6, "macs": 4, "duration_s": 7},
 }
 _STATE_STYLES = {"failed": "bad", "infeasible": "dim", "proposed": "dim", "running": "dim"}
-
-
-def front_rows(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
-    """The non-dominated feasible rows, the best in the first objective first; copies of another trial are left out."""
-    done = complete(frame, objectives)
-    done = done[done["copy_of"].isna()]
-    front = done[nondominated(done, dict(objectives))] if objectives else done.iloc[:0]
-    first = next(iter(objectives), "trial")
-    return front.sort_values([first, "trial"], ascending=[objectives.get(first) != "max", True], kind="stable")
 
 
 def results_sheet(

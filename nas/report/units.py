@@ -25,6 +25,8 @@ LABELS: dict[str, str] = {
     "latency_lo_ms": "latency, lower end (ms)",
     "latency_hi_ms": "latency, upper end (ms)",
     "latency_source": "latency is",
+    "latency_search_ms": "latency during the search (ms)",
+    "latency_verified": "latency measured again at the end",
     "latency_quality": "latency quality",
     "params": "parameters, dense",
     "nnz": "non-zeros",

@@ -85,16 +85,13 @@ def status(frame: pd.DataFrame, asked: Mapping[str, int], finished: bool) -> str
     done = sum(int(states.get(state, 0)) for state in FINISHED)
     parts = [f"{int(states.get(state, 0))} {state}" for state in FINISHED if states.get(state, 0)]
     spent = float(np.nansum(numbers(frame, "duration_s")))
-    text = f"{done} trials finished" + (f" ({', '.join(parts)})" if parts else "")
-    if spent:
-        text += f", {duration(spent)} of evaluation in all"
-    if finished:
-        return f"The search is finished: {text}."
+    text = f"{done} trials" + (f" ({', '.join(parts)})" if parts else "")
+    time = f"; evaluating them took {duration(spent)} in all" if spent else ""
     total = max(sum(asked.values()), len(frame))
+    if finished or 0 < total == done:
+        return f"The search is finished: {text}{time}."
     running = int(states.get("running", 0))
-    return (
-        f"The search is not finished: {text} of {total} asked for, {running} running. The same command goes on with it."
-    )
+    return f"The search is not finished: {text} of {total} are done, {running} running{time}. The same command goes on with it."
 
 
 def _nothing(frame: pd.DataFrame) -> str:

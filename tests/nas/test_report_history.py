@@ -147,8 +147,8 @@ def test_the_headline_says_why_there_is_nothing(run, says):
 
 def test_the_status_tells_a_running_search_from_a_finished_one():
     frame = synthetic_run(20, unfinished=6, dense=0).frame()
-    assert "14 trials finished" in status(frame, {"random": 15, "nsga2": 15}, False)
-    assert "of 30 asked for, 3 running" in status(frame, {"random": 15, "nsga2": 15}, False)
+    assert "not finished: 14 trials (" in status(frame, {"random": 15, "nsga2": 15}, False)
+    assert ") of 30 are done, 3 running" in status(frame, {"random": 15, "nsga2": 15}, False)
     assert status(synthetic_run(4, dense=0, failed=0, infeasible=0).frame(), {}, True).startswith(
         "The search is finished: 4 trials"
     )
@@ -156,3 +156,8 @@ def test_the_status_tells_a_running_search_from_a_finished_one():
 
 def test_describing_a_trial_without_numbers_is_no_error():
     assert describe(synthetic_run(3, failed=1, dense=0).frame().iloc[0]) == "trial 0 (random)"
+
+
+def test_a_search_whose_trials_are_all_there_is_finished_even_before_the_run_says_so():
+    frame = synthetic_run(4, dense=0, failed=0, infeasible=0).frame()
+    assert status(frame, {"random": 2, "nsga2": 2}, False).startswith("The search is finished: 4 trials (4 complete)")

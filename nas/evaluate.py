@@ -117,7 +117,13 @@ class TrialEvaluator:
 def make_measurer(config: RunConfig) -> Measurer:
     """The latency protocol with the run's settings."""
     latency = config.latency
-    return Measurer(rounds=latency.rounds, spacing_s=latency.spacing_s, threads=latency.threads, seed=config.run.seed)
+    return Measurer(
+        rounds=latency.rounds,
+        cap_rounds=max(24, 3 * latency.rounds),
+        spacing_s=latency.spacing_s,
+        threads=latency.threads,
+        seed=config.run.seed,
+    )
 
 
 def make_data(config: RunConfig) -> Data:

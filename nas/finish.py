@@ -15,8 +15,9 @@ from nas.data import Data
 from nas.evaluate import make_measurer
 from nas.export import export_module
 from nas.loop import Progress
+from nas.objectives import feasible, parse_constraints, violations
 from nas.run import Run
-from nas.store import Store
+from nas.store import State, Store
 from nas.training import evaluate
 
 MAX_VERIFY_PASSES = 3
@@ -26,7 +27,7 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None
     """Measure the latency of the front's trained networks again, interleaved in one measuring run, nothing else running.
 
     The new values replace the ones of the search (kept as `latency_search_ms`), so the front can change; what newly comes
-    onto it is measured too.
+    onto it is measured too. A network whose latency now breaks a constraint is marked infeasible.
     """
     measurer, table = make_measurer(run.config), LayerTable()
     example = data.val.x[: run.config.latency.batch]
@@ -40,6 +41,7 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None
         with store.transaction():
             for number, latency in measured.items():
                 _update(
+                    run,
                     store,
                     number,
                     {
@@ -59,14 +61,17 @@ def test_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
         if run.trial(number).metrics.get("test_accuracy") is None:
             result = evaluate(run.build(number), data.test)
             with store.transaction():
-                _update(store, int(number), {"test_accuracy": result.accuracy})
+                _update(run, store, int(number), {"test_accuracy": result.accuracy})
 
 
-def _update(store: Store, trial: int, metrics: Mapping[str, Any]) -> None:
-    """Add metrics to a trial and to its copies, which share its answer."""
+def _update(run: Run, store: Store, trial: int, metrics: Mapping[str, Any]) -> None:
+    """Add metrics to a trial and to its copies, which share its answer; a limit may now be broken, or kept."""
+    constraints = parse_constraints(run.constraints)
     for row in store.trials():
         if trial in (row.trial, row.copy_of):
-            store.update_metrics(row.trial, metrics)
+            found = violations(row.metrics | dict(metrics), constraints)
+            state: State = "complete" if feasible(found) else "infeasible"
+            store.update_metrics(row.trial, metrics, state=state, violations=found)
 
 
 def winner(run: Run) -> int | None:

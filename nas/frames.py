@@ -16,6 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nas.pareto import nondominated
+
 if TYPE_CHECKING:
     from nas.store import Trial
 
@@ -151,6 +153,15 @@ def complete(frame: pd.DataFrame, objectives: Mapping[str, str] | Iterable[str] 
     for name in objectives:
         keep &= np.isfinite(numbers(frame, name))
     return frame[keep]
+
+
+def front_rows(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
+    """The non-dominated feasible rows, the best in the first objective first; copies of another trial are left out."""
+    done = complete(frame, objectives)
+    done = done[done["copy_of"].isna()]
+    front = done[nondominated(done, dict(objectives))] if objectives else done.iloc[:0]
+    first = next(iter(objectives), "trial")
+    return front.sort_values([first, "trial"], ascending=[objectives.get(first) != "max", True], kind="stable")
 
 
 def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:

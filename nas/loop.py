@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from nas.errors import RunError
 from nas.executors.base import Event, Executor, Job
 from nas.objectives import objective_values
 from nas.searchers import Searcher, SpaceExhausted
@@ -197,6 +198,8 @@ class SearchLoop:
             error = f"{event.error} ({MAX_LOST} times); not tried again"
             self._finish(trial, "failed", {}, {}, [], event.duration_s, error)
         elif event.kind == "failed":
+            if event.payload.get("type") == "nas.errors.RunError":  # the folder cannot be written: no trial could succeed
+                raise RunError(str(event.payload["message"]))
             self._finish(trial, "failed", {}, {}, [], event.duration_s, event.error)
         else:
             self._answer(trial, event.payload, event.duration_s)

@@ -19,9 +19,8 @@ from nas.artifacts import load_weights, read_plan
 from nas.config import RunConfig, load_config
 from nas.errors import RunError
 from nas.evaluate import make_space
-from nas.frames import trials_frame
-from nas.objectives import parse_constraints
-from nas.pareto import hypervolume, nondominated
+from nas.frames import front_rows, trials_frame
+from nas.pareto import hypervolume
 from nas.store import Store, Trial
 from search_spaces import Architecture, Space
 
@@ -115,19 +114,8 @@ class Run:
             return store.curve(number)
 
     def pareto(self) -> pd.DataFrame:
-        """The feasible rows no other dominates, best first objective first; equal networks once.
-
-        Constraints are looked at again, since a latency that was measured again at the end may have crossed its limit.
-        """
-        frame = self.frame()
-        frame = frame[(frame["state"] == "complete") & frame["copy_of"].isna()]
-        for constraint in parse_constraints(self.constraints):
-            frame = frame[
-                frame[constraint.metric].map(lambda value, c=constraint: c.violation(float(value)) <= 0).astype(bool)
-            ]
-        front = frame[nondominated(frame, self.objectives)]
-        first, direction = next(iter(self.objectives.items()))
-        return front.sort_values(first, ascending=direction == "min", kind="stable").reset_index(drop=True)
+        """The feasible rows no other dominates, best first objective first; equal networks once."""
+        return front_rows(self.frame(), self.objectives).reset_index(drop=True)
 
     def reference_point(self) -> dict[str, float]:
         """The point hypervolume is measured from: the worst value of each objective over all complete trials."""

@@ -347,15 +347,32 @@ class Store:
                 connection.execute(_INSERT_CURVE, rows)
             return True
 
-    def update_metrics(self, trial: int, metrics: Mapping[str, Metric]) -> Trial:
+    def update_metrics(
+        self,
+        trial: int,
+        metrics: Mapping[str, Metric],
+        *,
+        state: State | None = None,
+        violations: Mapping[str, float] | None = None,
+    ) -> Trial:
         """Add metrics to a trial (test accuracy, a later latency); those of the same name are replaced.
+
+        Args:
+            trial: its number.
+            metrics: what is new.
+            state: what the trial is in the light of it, e.g. "infeasible" after a second measurement; None to leave it.
+            violations: as in `finish`; None to leave them.
 
         Raises:
             ValueError: no such trial.
         """
+        values: dict[str, Any] = {} if state is None else {"state": state}
+        if violations is not None:
+            values["violations"] = to_json(dict(violations))
         with self._transaction(writing=True) as connection:
             merged = self._read(connection, trial).metrics | dict(metrics)
-            connection.execute(_UPDATE, metric_columns(merged) | {"at": trial})
+            query = update(trial_table).where(trial_table.c.trial == trial)
+            connection.execute(query.values(metric_columns(merged) | values))
             return self._read(connection, trial)
 
     def recover(self) -> list[Trial]:

@@ -29,7 +29,10 @@ def _users_own(c: Chooser) -> nn.Module:
             {"conv": lambda n: nn.Conv2d(n, n, 3, padding=1), "none": lambda n: nn.Identity()},
             n=channels,
         )
-        layers += [c.sparse(f"block{i}", op, densities=[1, 0.5, 0.1], patterns=["unstructured", "4x1", "2:4"]), nn.ReLU()]
+        layers += [
+            c.sparse(f"block{i}", op, densities=[1, 0.5, 0.1], patterns=["unstructured", "4x1", "2:4"]),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4))
 
 

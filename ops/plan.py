@@ -170,7 +170,7 @@ class Plan:
         return replace(self, ops=tuple(_with_kernel(op, pick) for op in self.ops))
 
     def frame(self) -> pd.DataFrame:
-        """One row per operation; shapes as text ("1x64x8x8")."""
+        """One row per operation; shapes as text ("1x64x8x8"), `inputs` as text ("0 3": the input and the third operation)."""
         rows = [
             {
                 "op": op.name,
@@ -187,6 +187,7 @@ class Plan:
                 "dense_macs": op.dense_macs,
                 "kernel": op.kernel,
                 "post_ops": " ".join(op.post_ops),
+                "inputs": " ".join(map(str, op.inputs)),
             }
             for op in self.ops
         ]

@@ -1,8 +1,8 @@
 """The forward method: a recorded computation as ordinary Python statements.
 
-Names of values follow the module a value was computed in ("x" in the network itself, "stage1_0" in a block of that name) and are
-used again as soon as their value is not needed any more, so that a chain of layers reads `x = self.conv(x)`. Sizes are written
-where they are used.
+Names of values follow the module a value was computed in ("x" in the network itself, "stage1_0" in a block of that name, "body"
+in the block's own module of that name) and are used again as soon as their value is not needed any more, so that a chain of
+layers reads `x = self.conv(x)`. Sizes are written where they are used.
 
 What it does not do: simplify the computation; every statement is one recorded operation, in the recorded order.
 
@@ -177,7 +177,15 @@ class _Writer:
         if self._is_size(node):
             return self._free_name("size", index)
         scopes = self.recording.scopes.get(node, ())
-        return self._free_name(scopes[-1].path.replace(".", "_") if scopes else "x", index)
+        if not scopes:
+            return self._free_name("x", index)
+        path, group = scopes[-1].path, group_of(scopes)
+        if group is not None and path.startswith(f"{group.path}.") and self._stays_in(node, group):
+            path = path[len(group.path) + 1 :]
+        return self._free_name(path.replace(".", "_"), index)
+
+    def _stays_in(self, node: Node, group: Scope) -> bool:
+        return all(group_of(self.recording.scopes.get(user, ())) == group for user in node.users)
 
     def _free_name(self, wish: str, index: int) -> str:
         name = "".join(c if (c.isalnum() and c.isascii()) or c == "_" else "_" for c in wish)

@@ -79,6 +79,13 @@ def test_tied_weights_stay_one_tensor() -> None:
     assert set(source.state) == {"embed.weight"}
 
 
+def test_a_weight_with_a_second_name_stays_one_tensor() -> None:
+    layer = nn.Linear(4, 4)
+    source, network = run_here(One(lambda self, x: self.a(x) @ self.w, a=layer, w=layer.weight), torch.randn(2, 4))
+    assert network.w is network.a.weight
+    assert set(source.state) == {"a.weight", "a.bias"}
+
+
 def test_a_weight_used_by_a_function_belongs_to_its_layer() -> None:
     model = One(lambda self, x: F.linear(self.embed(x), self.embed.weight), embed=nn.Embedding(11, 6))
     source, _ = run_here(model, torch.arange(11).view(1, 11))
@@ -99,6 +106,41 @@ def test_in_place_changes_reach_every_name_of_the_tensor() -> None:
 
     source, _ = run_here(One(forward), torch.randn(2, 4))
     assert "[:, 0] = 7.0" in source.text
+
+
+def test_a_sum_in_place_of_a_tensor_that_lives_on_keeps_both_names_apart() -> None:
+    class Net(nn.Module):
+        def forward(self, a: Tensor) -> Tensor:
+            x = a * 2
+            b = a
+            b += x
+            return a * b
+
+    source, _ = run_here(Net(), torch.randn(2, 4))
+    assert forward_of(source.text).splitlines()[:3] == ["x = a * 2", "x_2 = a", "x_2 += x"]
+
+
+def test_a_size_is_read_before_the_tensor_changes_its_size() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = x * 1
+        n = x.size(0)
+        x.unsqueeze_(0)
+        return x.view(n, -1)
+
+    run_here(One(forward), torch.randn(2, 4))
+
+
+def test_a_size_outlives_its_tensor_by_a_name_of_its_own() -> None:
+    source, _ = run_here(
+        One(lambda self, x: (lambda b, y: y.sum(2).view(b, -1))(x.size(0), x * 2)), torch.randn(2, 3, 4)
+    )
+    assert forward_of(source.text).splitlines() == [
+        "size = x.size(0)",
+        "x = x * 2",
+        "x = x.sum(2)",
+        "x = x.view(size, -1)",
+        "return x",
+    ]
 
 
 def test_sizes_are_numbers_again() -> None:

@@ -6,13 +6,8 @@ Start the same command again and it goes on where it stopped; a finished run say
 from __future__ import annotations
 
 import json
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +16,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from nas.artifacts import clean_scratch
-from nas.config import CHANGEABLE, RunConfig, differing_keys, load_config
+from nas.config import RunConfig, load_config
 from nas.data import Data, from_datasets
-from nas.errors import RunError, unknown_name
+from nas.errors import unknown_name
 from nas.evaluate import TrialEvaluator, make_data, make_space
 from nas.executors import EXECUTORS, InlineExecutor
 from nas.executors.base import Executor
 from nas.finish import export_trial, test_front, verify_front, winner
+from nas.folder import make_folder, open_run
 from nas.lock import RunLock
 from nas.loop import SearchLoop
 from nas.report.html import write_report
@@ -118,7 +114,7 @@ class _Search:
         _check_names(config)
         self.config = config
         self.folder = folder
-        self.config_path = config_path
+        self.config_folder = config_path.resolve().parent if config_path else Path.cwd()
         self.objects = space is not None or data is not None
         self.quiet = quiet
         self.data: Data = (
@@ -132,9 +128,9 @@ class _Search:
         self.searchers = {name: self._searcher(name) for name in self.totals}
 
     def run(self) -> Run:
-        _make_folder(self.folder)
+        make_folder(self.folder)
         with RunLock(self.folder):
-            with self._open() as store:
+            with open_run(self.folder, self.config, self.data, self.config_folder) as store:
                 clean_scratch(self.folder)
                 self._search(store)
             return Run(self.folder, self.space)
@@ -144,81 +140,7 @@ class _Search:
     def _make_space(self, space: Callable[..., nn.Module] | Space | None) -> Space:
         if isinstance(space, Space):
             return space
-        return make_space(self.config, self.data.input_shape, self.data.classes, self._space_folder(), function=space)
-
-    def _space_folder(self) -> Path:
-        """Where a relative space file is looked for: beside the config, then where the command was started."""
-        name = self.config.space["name"].rpartition(":")[0]
-        beside = self.config_path.resolve().parent if self.config_path else Path.cwd()
-        return beside if (beside / name).is_file() else Path.cwd()
-
-    def _open(self) -> Store:
-        """The run's database: new, or the one there is if it was made by this config."""
-        path = self.folder / "run.db"
-        plain = self.config.as_dict()
-        if not path.is_file():
-            self._write_folder(plain)
-            store = Store.create(path)
-            store.set_meta("config", plain)
-            store.set_meta("data", _facts(self.data))
-            return store
-        store = Store.open(path)
-        before = store.get_meta("config")
-        if before is None:  # killed between making the database and describing it: nothing was searched yet
-            self._write_folder(plain)
-            store.set_meta("config", plain)
-            store.set_meta("data", _facts(self.data))
-            return store
-        differing = [key for key in differing_keys(before, plain) if key not in CHANGEABLE]
-        if differing:
-            store.close()
-            key = differing[0]
-            raise RunError(
-                f"{self.folder} holds a run made by another config: {key} was {_look_up(before, key)!r} and is now "
-                f"{_look_up(plain, key)!r}"
-                + (f" (and {len(differing) - 1} more: {', '.join(differing[1:6])})" if len(differing) > 1 else "")
-                + "; put it back, or give the new search another folder with --out"
-            )
-        facts = _facts(self.data)
-        stored = store.get_meta("data")
-        if stored != facts:
-            store.close()
-            changed = differing_keys(stored or {}, facts)[0]
-            raise RunError(
-                f"{self.folder}: the data are not the ones this run began with: {changed} was {_look_up(stored or {}, changed)!r} "
-                f"and is now {_look_up(facts, changed)!r}; bring them back, or use another folder with --out"
-            )
-        self._check_space_file()
-        return store
-
-    def _write_folder(self, plain: Mapping[str, Any]) -> None:
-        try:
-            (self.folder / "artifacts").mkdir(exist_ok=True)
-            (self.folder / "config.toml").write_text(self.config.to_toml())
-            (self.folder / "environment.json").write_text(json.dumps(_environment(self.config), indent=1) + "\n")
-            file = self._space_file()
-            if file is not None:
-                copy = self._space_copy()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written: {error.strerror or error}") from error
-
-    def _space_file(self) -> Path | None:
-        name = self.config.space["name"].rpartition(":")[0]
-        return None if not name.endswith(".py") else self._space_folder() / name
-
-    def _space_copy(self) -> Path:
-        name = Path(self.config.space["name"].rpartition(":")[0])
-        return self.folder / "space" / (name.name if name.is_absolute() else name)
-
-    def _check_space_file(self) -> None:
-        file = self._space_file()
-        if file is not None and self._space_copy().is_file() and file.read_bytes() != self._space_copy().read_bytes():
-            raise RunError(
-                f"{file} is not what this run began with (its copy: {self._space_copy()}); "
-                "bring it back, or give the new search another folder with --out"
-            )
+        return make_space(self.config, self.data.input_shape, self.data.classes, self.config_folder, function=space)
 
     # -- searching ------------------------------------------------------------------------------------------------------
 
@@ -276,13 +198,11 @@ class _Search:
         if self.objects or run.workers == 0:
             torch.set_num_threads(run.threads)
             return InlineExecutor(TrialEvaluator(self.config, self.folder, self.data, self.space))
-        name = self.config.space["name"]
-        where = self._space_folder() if ":" in name else None
         setup = {
             "config": json.dumps(self.config.as_dict()),
             "name": run.name,
             "folder": str(self.folder),
-            "space_folder": str(where) if where else "",
+            "space_folder": str(self.config_folder),
         }
         return EXECUTORS[run.executor](
             "nas.evaluate:setup", setup, workers=run.workers, threads=run.threads, timeout_s=run.trial_timeout_s or None
@@ -316,71 +236,8 @@ def _check_names(config: RunConfig) -> None:
         raise unknown_name("executor", config.run.executor, EXECUTORS)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the run folder {folder}: {error.strerror}; give another one with --out") from error
-    if any(folder.iterdir()) and not any((folder / name).exists() for name in ("run.db", "config.toml", "run.lock")):
-        raise RunError(f"{folder} is not empty and not a run folder; nothing was changed. Give another one with --out")
-
-
-def _facts(data: Data) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "input_shape": list(data.input_shape),
-        "classes": data.classes,
-        "class_names": list(data.class_names),
-        "train": len(data.train.y),
-        "val": len(data.val.y),
-        "test": len(data.test.y),
-    }
-
-
 def _unfinished(store: Store, searcher: str) -> bool:
     return any(trial.state in ("proposed", "running") for trial in store.trials(searcher))
-
-
-def _look_up(plain: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = plain
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _environment(config: RunConfig) -> dict[str, Any]:
-    from hw_models.device import host_device
-
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    device = host_device()
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "device": asdict(device),
-        "threads": config.run.threads,
-        "workers": config.run.workers,
-    }
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 __all__ = ["DataLike", "load_run", "search"]

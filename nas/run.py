@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nas.artifacts import load_weights, read_plan
 from nas.config import RunConfig, load_config
 from nas.errors import RunError
 from nas.evaluate import make_space
+from nas.folder import space_copy
 from nas.frames import front_rows, trials_frame
 from nas.pareto import hypervolume
 from nas.store import Store, Trial
@@ -142,7 +144,11 @@ class Run:
         facts = self.meta("data")
         if facts is None:
             raise RunError(f"{self.folder}: the run was stopped before it began; start it again")
-        return make_space(self.config, tuple(facts["input_shape"]), facts["classes"], self.folder / "space")
+        config, copy = self.config, space_copy(self.folder, self.config)
+        if copy is not None and copy.is_file():
+            function = config.space["name"].rpartition(":")[2]
+            config = replace(config, space={**config.space, "name": f"{copy.resolve()}:{function}"})
+        return make_space(config, tuple(facts["input_shape"]), facts["classes"], Path.cwd())
 
     def example_input(self) -> torch.Tensor:
         """float32[1, *input_shape], deterministic normal noise: an input of the right shape."""

@@ -8,7 +8,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def get_space(
             `input_shape` and `classes` if it has parameters of these names.
         input_shape: shape of one input without the batch axis: (channels, height, width) or (features,).
         classes: number of classes.
-        folder: where relative file names start (the folder of the config); default the working directory.
+        folder: where a relative file or a module is looked for first (the folder of the config); then the working directory.
         **options: the space's own options.
 
     Raises:
@@ -71,10 +72,7 @@ def get_space(
 def _load(reference: str, folder: Path | None) -> SpaceFunction:
     where, _, function_name = reference.rpartition(":")
     if where.endswith(".py"):
-        path = Path(where).expanduser()
-        path = path if path.is_absolute() else (folder or Path.cwd()) / path
-        if not path.is_file():
-            raise SpaceError(f'space "{reference}": no file {path}; relative names start at {folder or Path.cwd()}')
+        path = find_space_file(where, folder)
         module_name = f"_space_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:
@@ -82,12 +80,14 @@ def _load(reference: str, folder: Path | None) -> SpaceFunction:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
+            with _importable(path.resolve().parent):
+                spec.loader.exec_module(module)
         except Exception as error:
             raise SpaceError(f'space "{reference}": running {path} raised {type(error).__name__}: {error}') from error
     else:
         try:
-            module = importlib.import_module(where)
+            with _importable(folder, Path.cwd()):
+                module = importlib.import_module(where)
         except ImportError as error:
             raise SpaceError(
                 f'space "{reference}": module "{where}" cannot be imported ({error}); or name a file: "my_space.py:fn"'
@@ -99,3 +99,29 @@ def _load(reference: str, folder: Path | None) -> SpaceFunction:
             f'space "{reference}": no function "{function_name}" in {where}; functions there: {", ".join(names) or "none"}'
         )
     return function
+
+
+def find_space_file(name: str, folder: Path | None) -> Path:
+    """The user's space file: as named if absolute, else below `folder`, else below the working directory.
+
+    Raises:
+        SpaceError: it is in none of these places.
+    """
+    given = Path(name).expanduser()
+    places = [given] if given.is_absolute() else [start / given for start in (folder, Path.cwd()) if start is not None]
+    for path in places:
+        if path.is_file():
+            return path
+    raise SpaceError(f'space file "{name}": no file {" nor ".join(str(path) for path in places)}')
+
+
+@contextmanager
+def _importable(*folders: Path | None) -> Iterator[None]:
+    """Let modules in `folders` be imported, as if a script there had been started."""
+    added = [str(folder) for folder in folders if folder is not None and str(folder) not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for entry in added:
+            sys.path.remove(entry)

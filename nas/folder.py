@@ -1,0 +1,187 @@
+"""The folder of a run: made, described, and checked when a run is continued.
+
+config.toml (resolved), environment.json, run.db, artifacts/ and, for a space in a file of the user's, a copy below space/.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hw_models.device import host_device
+from nas.config import CHANGEABLE, RunConfig, differing_keys
+from nas.data import Data
+from nas.errors import RunError
+from nas.store import Store
+from search_spaces.registry import find_space_file
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "numba",
+    "optuna",
+    "pandas",
+    "networkx",
+    "sqlalchemy",
+    "scikit-learn",
+    "onnx",
+    "onnxruntime",
+)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder, or see that it is one of ours.
+
+    Raises:
+        RunError: it cannot be made, or holds something else; nothing is changed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {folder}: {error.strerror}; give another one with --out") from error
+    if names and not names & {"run.db", "config.toml", "run.lock"}:
+        raise RunError(f"{folder} is not empty and not a run folder; nothing was changed. Give another one with --out")
+
+
+def open_run(folder: Path, config: RunConfig, data: Data, config_folder: Path) -> Store:
+    """The run's database for writing: a new one, or the one there is if the same config and data made it.
+
+    Raises:
+        RunError: another config (names the key), other data or another space file made it; or the folder cannot be written.
+    """
+    path, plain, facts = folder / "run.db", config.as_dict(), data_facts(data)
+    store = Store.open(path) if path.is_file() else None
+    if store is None or store.get_meta("config") is None:  # new, or killed before anything was searched
+        _describe(folder, config, config_folder)
+        store = store or Store.create(path)
+        with store.transaction():
+            store.set_meta("config", plain)
+            store.set_meta("data", facts)
+        return store
+    try:
+        _check_config(folder, store.get_meta("config"), plain)
+        _check_data(folder, store.get_meta("data"), facts)
+        _check_space_file(folder, config, config_folder)
+    except RunError:
+        store.close()
+        raise
+    return store
+
+
+def space_copy(folder: Path, config: RunConfig) -> Path | None:
+    """Where a run keeps a copy of the user's space file; None for a space that is not in a file of its own."""
+    file = config.space["name"].rpartition(":")[0]
+    return folder / "space" / Path(file).name if file.endswith(".py") else None
+
+
+def data_facts(data: Data) -> dict[str, Any]:
+    """What identifies a data set in a run: name, shapes, classes and sizes."""
+    return {
+        "name": data.name,
+        "input_shape": list(data.input_shape),
+        "classes": data.classes,
+        "class_names": list(data.class_names),
+        "train": len(data.train.y),
+        "val": len(data.val.y),
+        "test": len(data.test.y),
+    }
+
+
+def _describe(folder: Path, config: RunConfig, config_folder: Path) -> None:
+    try:
+        (folder / "artifacts").mkdir(exist_ok=True)
+        (folder / "config.toml").write_text(config.to_toml())
+        (folder / "environment.json").write_text(json.dumps(_environment(config), indent=1) + "\n")
+        copy = space_copy(folder, config)
+        if copy is not None:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_space_file(config, config_folder), copy)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written: {error.strerror or error}; give another folder with --out"
+        ) from error
+
+
+def _space_file(config: RunConfig, config_folder: Path) -> Path:
+    return find_space_file(config.space["name"].rpartition(":")[0], config_folder)
+
+
+def _check_config(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = [key for key in differing_keys(before, now) if key not in CHANGEABLE]
+    if differing:
+        key, others = differing[0], differing[1:]
+        also = f" (and {len(others)} more: {', '.join(others[:5])})" if others else ""
+        raise RunError(
+            f"{folder} holds a run made by another config: {key} was {_look_up(before, key)!r} and is now "
+            f"{_look_up(now, key)!r}{also}; put it back, or give the new search another folder with --out"
+        )
+
+
+def _check_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = differing_keys(before, now)
+    if differing:
+        key = differing[0]
+        raise RunError(
+            f"{folder}: the data are not the ones this run began with: {key} was {_look_up(before, key)!r} and is now "
+            f"{_look_up(now, key)!r}; bring them back, or use another folder with --out"
+        )
+
+
+def _check_space_file(folder: Path, config: RunConfig, config_folder: Path) -> None:
+    copy = space_copy(folder, config)
+    if copy is None or not copy.is_file():
+        return
+    file = _space_file(config, config_folder)
+    if file.read_bytes() != copy.read_bytes():
+        raise RunError(
+            f"{file} is not what this run began with (its copy: {copy}); "
+            "bring it back, or give the new search another folder with --out"
+        )
+
+
+def _look_up(plain: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = plain
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": asdict(host_device()),
+        "threads": config.run.threads,
+        "workers": config.run.workers,
+    }
+
+
+def _commit() -> str:
+    """The commit of this project's checkout, or "unknown" where it is not one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"

@@ -8,6 +8,7 @@ Start with `write_weights`, `export_program`, `write_pt2`, `write_onnx`.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,12 +48,14 @@ def quiet() -> Iterator[None]:
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name, in order of name; tensors that share memory are written as copies of their own."""
-    from safetensors.torch import save_file
+    """Write tensors by name, in order of name; tensors that share memory are written as copies of their own.
 
-    save_file(
-        {name: tensors[name].detach().clone().contiguous() for name in sorted(tensors)}, path, metadata={"format": "pt"}
-    )
+    All writers here write bytes they have in memory, so that a full disk is an OSError whatever the library makes of it.
+    """
+    from safetensors.torch import save
+
+    copies = {name: tensors[name].detach().clone().contiguous() for name in sorted(tensors)}
+    path.write_bytes(save(copies, metadata={"format": "pt"}))
 
 
 def export_program(network: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]) -> ExportedProgram:
@@ -86,8 +89,10 @@ def export_program(network: nn.Module, inputs: Sequence[Tensor], names: Sequence
 
 def write_pt2(program: ExportedProgram, path: Path) -> None:
     """Save a program for torch.export.load."""
+    buffer = io.BytesIO()
     with quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def write_onnx(program: ExportedProgram, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -116,17 +121,17 @@ def write_onnx(program: ExportedProgram, path: Path, inputs: Sequence[str], outp
             )
             if translated is None:
                 raise RuntimeError("torch.onnx returned nothing")
-            translated.save(str(path), external_data=False)
+            model = translated.model_proto
+        _forget_origin(model)
+        onnx.checker.check_model(model)
+        content = model.SerializeToString()
     except Exception as error:
         cause = error.__cause__ or error
         raise ExportError(
             f"expected a network that ONNX opset {ONNX_OPSET} can express, found {type(cause).__name__}: {first_line(cause)}; "
             'leave ONNX out with formats=("source", "pt2")'
         ) from error
-    model = onnx.load(str(path))
-    _forget_origin(model)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    path.write_bytes(content)
 
 
 def _forget_origin(model: Any) -> None:

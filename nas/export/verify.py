@@ -10,6 +10,7 @@ Start with `random_inputs`, `difference`, `run_source`, `run_pt2`, `run_onnx`, `
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,9 @@ def run_source(folder: Path, batches: Sequence[tuple[Tensor, ...]]) -> list[Any]
     """
     with tempfile.TemporaryDirectory() as scratch:
         questions, answers = Path(scratch) / "questions.pt", Path(scratch) / "answers.pt"
-        torch.save(list(batches), questions)
+        buffer = io.BytesIO()
+        torch.save(list(batches), buffer)
+        questions.write_bytes(buffer.getvalue())
         command = [sys.executable, "-I", str(_FRESH_PROCESS), str(folder), str(questions), str(answers)]
         try:
             done = subprocess.run(

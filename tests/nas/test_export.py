@@ -433,3 +433,11 @@ def test_a_weight_outside_its_mask_is_found_in_the_file(
     (tmp_path / "masks.safetensors").write_bytes((place / "masks.safetensors").read_bytes())
     with pytest.raises(ExportError, match=r"out\.head: expected zeros outside the mask"):
         verify.recount(tmp_path, ["head.weight"], {"out.head": "head"}, {"out.head": "unstructured"})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_operating_system_error_whatever_the_library_says() -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        formats.write_weights({"a": torch.zeros(3)}, Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device"):
+        formats.write_pt2(formats.export_program(linear(), [torch.randn(2, 3)], ["x"]), Path("/dev/full"))

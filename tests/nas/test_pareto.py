@@ -77,6 +77,11 @@ def test_nan_is_never_on_the_front_and_dominates_nothing() -> None:
     assert nondominated([(np.nan, np.nan)], MIN2).tolist() == [False]
 
 
+def test_an_infinitely_bad_point_is_on_the_front_if_there_is_nothing_else() -> None:
+    assert nondominated([(1.0, np.inf), (2.0, np.inf)], MIN2).tolist() == [True, False]
+    assert nondominated([(np.inf, np.inf)], MIN2).tolist() == [True]
+
+
 def test_a_frame_is_read_by_column_and_missing_values_are_nan() -> None:
     frame = pd.DataFrame(
         {"trial": [0, 1, 2], "val_accuracy": pd.array([0.9, None, 0.8], dtype="Float64"), "latency_ms": [3.0, 1.0, 2.0]}

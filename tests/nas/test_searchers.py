@@ -335,6 +335,53 @@ def test_the_groups_are_those_of_optuna() -> None:
     assert {frozenset(group) for group in searcher._groups.values()} == expected
 
 
+def test_optuna_sees_every_trial_as_what_it_is() -> None:
+    space = layered_space()
+    history = simulate(lambda: RandomSearch(space, OBJECTIVES), 20, result=mixed, pending=2)
+    searcher = TPE(space, OBJECTIVES)
+    searcher.propose(history, 20)
+    seen = searcher._optuna.storage.trials
+    outcomes = [read_outcome(trial, OBJECTIVES, (-1.0, 1.0)) for trial in history]
+    names = {"pending": "RUNNING", "failed": "FAIL", "known": "COMPLETE"}
+    assert [trial.state.name for trial in seen] == [names[outcome.kind] for outcome in outcomes]
+    for trial, shown, outcome in zip(history, seen, outcomes):
+        decided = {name.split(" ")[0]: json.loads(name.split(" ", 1)[1])[code] for name, code in shown.params.items()}
+        assert decided == trial.architecture.as_dict()
+        if outcome.known:
+            assert sum(shown.constraints.values()) == outcome.violation
+            unmeasured = [float("-inf"), float("inf")]  # the worst there is, and only where a constraint is violated
+            measured = [trial.metrics.get(metric) for metric in OBJECTIVES]
+            assert shown.values == (measured if outcome.costs else unmeasured)
+
+
+def test_tpe_sees_what_it_must_not_propose_as_pending_and_then_looks_next_to_it() -> None:
+    space = Space(flat, "flat", {"decisions": 6})
+    history = simulate(lambda: RandomSearch(space, ONE), 40, result=toward_two)
+    searcher = TPE(space, ONE, 0, asks=3)
+    refused: list[str] = []
+
+    def avoid(digest: str) -> bool:
+        refused.append(digest)
+        return len(refused) <= 3
+
+    proposal = searcher.propose(history, 40, avoid)
+    assert [trial.state.name for trial in searcher._optuna.storage.trials[40:]] == ["RUNNING"] * 3
+    last = list(searcher._optuna.storage.trials[-1].params.values())
+    assert sum(a != b for a, (_, b) in zip(last, proposal.architecture.decisions)) == 1
+
+
+def test_a_result_that_is_corrected_later_is_noticed() -> None:
+    space = layered_space()
+    history = simulate(lambda: RandomSearch(space, ONE), 30)
+    corrected = [replace(t, metrics={k: -float(v) for k, v in t.metrics.items()}) for t in history]  # type: ignore[arg-type]
+    for name, options in SETTINGS.items():
+        searcher = make_searcher(name, space, ONE, 0, options)
+        before = searcher.propose(history, 30)
+        after = searcher.propose(corrected, 30)
+        assert after == make_searcher(name, space, ONE, 0, options).propose(corrected, 30) != before
+        assert searcher.propose(history, 30) == before
+
+
 def test_pending_trials_drive_tpe_elsewhere() -> None:
     space = Space(flat, "flat", {"decisions": 6})
     done = simulate(lambda: RandomSearch(space, ONE), 40, result=toward_two)

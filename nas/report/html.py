@@ -27,7 +27,7 @@ from nas.report.plans import Operation, read_plan
 from nas.report.sheet import to_html
 from nas.report.style import svg_text
 from nas.report.tables import front_rows, last_line, layer_sheet, pareto_sheet, results_sheet, searcher_sheet
-from nas.report.units import label, missing, show
+from nas.report.units import label, missing, show, spread
 from nas.report.words import comparison, headline, status
 
 MAX_NETWORKS = 6
@@ -77,7 +77,7 @@ class _Report:
         self.config: dict[str, Any] = config.as_dict() if hasattr(config, "as_dict") else dict(config)
         self.front = front_rows(self.frame, self.objectives)
         shown = [int(trial) for trial in self.front["trial"]]
-        self.networks = [shown[i] for i in plots.spread(len(shown), MAX_NETWORKS)]
+        self.networks = [shown[i] for i in spread(len(shown), MAX_NETWORKS)]
         self.plans = {trial: plan for trial in self.networks if (plan := self._plan(trial))}
 
     def render(self) -> str:
@@ -143,7 +143,7 @@ class _Report:
 
     def _curves(self) -> str:
         shown = [int(trial) for trial in self.front["trial"]]
-        shown = [shown[i] for i in plots.spread(len(shown), MAX_CURVES)]
+        shown = [shown[i] for i in spread(len(shown), MAX_CURVES)]
         curves = {trial: rows for trial in shown if (rows := self._curve(trial))}
         if max(map(len, curves.values()), default=0) < 2:
             return ""  # a single epoch is no curve

@@ -23,7 +23,6 @@ from nas.report.units import MISSING, compact, digits, direction_of, interval, m
 
 FORMATS = ("table", "csv", "json")
 
-_LATENCY_PARTS = ("latency_lo_ms", "latency_hi_ms", "latency_quality", "latency_source")
 _SHOWN = (
     *("trial", "state", "searcher", "val_accuracy", "test_accuracy", "latency_ms", "nnz", "density"),
     *("params", "weight_bytes", "macs", "duration_s"),

@@ -10,8 +10,8 @@ import networkx as nx
 import pytest
 
 from nas.errors import RunError
+from nas.frames import front_rows
 from nas.report.html import MAX_FAILURES, MAX_NETWORKS, MAX_ROWS, render_report, write_report
-from nas.report.tables import front_rows
 from tests.nas.synthetic_run import OBJECTIVES, SyntheticRun, make_trial, sample, synthetic_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

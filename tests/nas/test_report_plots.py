@@ -11,7 +11,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation
 
 from nas.errors import ConfigError
-from nas.frames import numbers, trials_frame
+from nas.frames import front_rows, numbers, trials_frame
 from nas.objectives import parse_constraints
 from nas.report.labels import place_labels
 from nas.report.plans import read_plan
@@ -24,10 +24,9 @@ from nas.report.plots import (
     front_figure,
     history_figure,
     save_front,
-    spread,
 )
 from nas.report.style import density_colour, new_figure, rc, save_figure, searcher_style, svg_text
-from nas.report.tables import front_rows
+from nas.report.units import spread
 from tests.nas.synthetic_run import OBJECTIVES, make_trial, residual_plan, synthetic_run
 
 RUN = synthetic_run(40, failed=0.1, infeasible=0.15)

@@ -12,13 +12,12 @@ import pytest
 from rich.console import Console
 
 from nas.errors import UnknownName
-from nas.frames import trials_frame
+from nas.frames import front_rows, trials_frame
 from nas.report.plans import read_plan
 from nas.report.sheet import Column, Sheet, fit, print_sheet, text_width, to_html, to_text
 from nas.report.tables import (
     failure_sheet,
     format_frame,
-    front_rows,
     last_line,
     layer_sheet,
     pareto_sheet,

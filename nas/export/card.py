@@ -114,7 +114,10 @@ def _numbers(card: Mapping[str, Any]) -> list[str]:
 def _files(formats: Mapping[str, Any], verification: Mapping[str, Any]) -> list[str]:
     rows = []
     told = {
-        "source": (SOURCE, "plain PyTorch source; in a fresh process with torch and safetensors only"),
+        "source": (
+            SOURCE,
+            "plain PyTorch source; in a fresh process with torch and safetensors, without the search's own packages",
+        ),
         "onnx": (ONNX, "ONNX; in onnxruntime on the CPU"),
         "pt2": (PT2, "torch.export; loaded with torch.export.load"),
     }

@@ -211,7 +211,10 @@ def _verification(
     gaps: Mapping[str, Difference], counts: dict[str, Any], card: Mapping[str, Any], work: Path
 ) -> dict[str, Any]:
     how = {
-        "source": (place.SOURCE, "a fresh isolated process that can import torch and safetensors only"),
+        "source": (
+            place.SOURCE,
+            "a fresh isolated process with torch and safetensors, without this project and its other requirements",
+        ),
         "onnx": (place.ONNX, f"onnxruntime {_version('onnxruntime')} on the CPU; opset {ONNX_OPSET}"),
         "pt2": (place.PT2, "torch.export.load in the exporting process"),
     }

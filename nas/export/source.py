@@ -127,10 +127,11 @@ def _docstring(
         "is left out.",
     ]
     if sparse:
+        layers = "1 layer keeps" if len(sparse) == 1 else f"{len(sparse)} layers keep"
         total, kept = sum(s.weights for s in sparse.values()), sum(s.kept for s in sparse.values())
         lines += [
             "",
-            f"Sparse: {'1 layer keeps' if len(sparse) == 1 else f'{len(sparse)} layers keep'} {kept:,} of {total:,} weights (density {kept / total:.4g}). The weights file holds",
+            f"Sparse: {layers} {kept:,} of {total:,} weights (density {kept / total:.4g}). The weights file holds",
             "the zeros, masks.safetensors says which weights are kept. To fine-tune without losing the zeros:",
             "",
             "    network, masks = load().train(), load_masks()",

@@ -273,6 +273,8 @@ def _legend_front(
     handles = []
     for name, (colour, marker) in style.searcher_style(searchers(frame)).items():
         count = int(done["searcher"].eq(name).sum())
+        if not count:
+            continue
         text = f"{shorten(name, 30)} ({count})"
         size = 9 if marker == "*" else 6
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=size, label=text))

@@ -113,6 +113,8 @@ class _Report:
         return lines + facts(headline(self.frame, self.objectives))
 
     def _front(self) -> str:
+        if self.front.empty:
+            return paragraphs(["There is no front yet: no trial is complete and feasible."])
         x, y = plots.default_axes(self.frame, self.objectives)
         limits = parse_constraints(self.constraints)
         picture = plots.front_figure(self.frame, self.objectives, x, y, constraints=limits)
@@ -120,13 +122,12 @@ class _Report:
         parts.append(
             '<p class="note">Strong marks with trial numbers are the front, pale ones are dominated. The line is the best that is '
             "attained at each cost; whiskers are the interval of the latency. Crosses broke a constraint; on the lower edge: "
-            "never trained.</p>"
+            "never trained. Small triangles at an edge lie beyond it.</p>"
         )
-        if not self.front.empty:
-            parts.append(to_html(pareto_sheet(self.front, self.objectives)))
-            if x != "nnz" and not complete(self.frame, ("nnz", y)).empty:
-                second = plots.front_figure(self.frame, self.objectives, "nnz", y)
-                parts.append(fold(f"{label(y)} against non-zeros", "", figure(svg_text(second, "front-nnz"))))
+        parts.append(to_html(pareto_sheet(self.front, self.objectives)))
+        if x != "nnz" and not complete(self.frame, ("nnz", y)).empty:
+            second = plots.front_figure(self.frame, self.objectives, "nnz", y)
+            parts.append(fold(f"{label(y)} against non-zeros", "", figure(svg_text(second, "front-nnz"))))
         return "".join(parts)
 
     def _searchers(self) -> str:

@@ -222,8 +222,9 @@ def _export(arguments: argparse.Namespace) -> None:
     run = _load(arguments)
     verification = run.export(arguments.trial, arguments.to)
     print(f"exported trial {arguments.trial} to {arguments.to}")
-    for name, entry in verification.get("formats", {}).items():
-        print(f"  {name:14}{entry}")
+    for entry in verification["formats"].values():
+        difference = entry["largest_relative_difference"]
+        print(f"  {entry['file']:14} largest relative difference {difference:.1e}, checked in {entry['checked_in']}")
 
 
 if __name__ == "__main__":

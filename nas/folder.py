@@ -84,7 +84,7 @@ def space_copy(folder: Path, config: RunConfig) -> Path | None:
 
 
 def data_facts(data: Data) -> dict[str, Any]:
-    """What identifies a data set in a run: name, shapes, classes and sizes."""
+    """What identifies a data set in a run: name, shapes, classes, sizes, and how its inputs were normalised."""
     return {
         "name": data.name,
         "input_shape": list(data.input_shape),
@@ -93,6 +93,8 @@ def data_facts(data: Data) -> dict[str, Any]:
         "train": len(data.train.y),
         "val": len(data.val.y),
         "test": len(data.test.y),
+        "mean": [float(f"{value:.6g}") for value in data.mean.flatten().tolist()],
+        "std": [float(f"{value:.6g}") for value in data.std.flatten().tolist()],
     }
 
 

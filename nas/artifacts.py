@@ -96,5 +96,12 @@ def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
 
 def clean_scratch(run_folder: Path) -> None:
     """Remove what killed processes left half-written."""
-    for leftover in (run_folder / "artifacts").glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in [
+        *(run_folder / "artifacts").glob(".*"),
+        *run_folder.glob(".exported.*"),
+        *run_folder.glob(".*.html.*"),
+    ]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

@@ -198,7 +198,8 @@ class SearchLoop:
             error = f"{event.error} ({MAX_LOST} times); not tried again"
             self._finish(trial, "failed", {}, {}, [], event.duration_s, error)
         elif event.kind == "failed":
-            if event.payload.get("type") == "nas.errors.RunError":  # the folder cannot be written: no trial could succeed
+            if event.payload.get("type") == "nas.errors.RunError":
+                # The run's folder cannot be written: no other trial would do better. The next start runs this one again.
                 raise RunError(str(event.payload["message"]))
             self._finish(trial, "failed", {}, {}, [], event.duration_s, event.error)
         else:

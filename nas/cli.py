@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas.errors import NasError
+from nas.errors import NasError, RunError
 
 if TYPE_CHECKING:
     from nas.run import Run
@@ -134,7 +134,7 @@ def _search(arguments: argparse.Namespace) -> None:
     from nas.config import parse_override
     from nas.driver import search
     from nas.report.sheet import print_sheet
-    from nas.report.tables import pareto_sheet, searcher_sheet
+    from nas.report.tables import last_line, pareto_sheet, searcher_sheet
 
     overrides = dict(parse_override(text) for text in arguments.set)
     run = search(
@@ -160,11 +160,16 @@ def _search(arguments: argparse.Namespace) -> None:
         if path.exists():
             print(f"{what + ':':22}{path}")
     if not (run.folder / "exported").exists():
-        print(
-            "nothing was exported: "
-            + ("no trial is complete and feasible" if run.pareto().empty else "final.export is off")
-        )
+        print("nothing was exported" + (": no trial is complete and feasible" if run.pareto().empty else ""))
     print(f"{'every trial:':22}nas results {run.folder}")
+    frame = run.frame()
+    failed = frame[frame["state"] == "failed"]
+    if len(failed) == len(frame):
+        first = failed.iloc[0]
+        raise RunError(
+            f"all {len(failed)} trials failed, the first with: {last_line(first['error'])}. See nas show {run.folder} "
+            f"{first['trial']}; after the cure start again in another folder (--out)"
+        )
 
 
 def _config(_: argparse.Namespace) -> None:

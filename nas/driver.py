@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from nas.artifacts import clean_scratch
 from nas.config import RunConfig, load_config
 from nas.data import Data, from_datasets
-from nas.errors import unknown_name
+from nas.errors import ConfigError, unknown_name
 from nas.evaluate import TrialEvaluator, make_data, make_space
 from nas.executors import EXECUTORS, InlineExecutor
 from nas.executors.base import Executor
+from nas.export import ExportError
 from nas.finish import export_trial, test_front, verify_front, winner
 from nas.folder import make_folder, open_run
 from nas.lock import RunLock
@@ -33,7 +34,8 @@ from nas.run import Run, load_run
 from nas.searchers import SEARCHERS, Searcher, make_searcher
 from nas.searchers.dense import is_density
 from nas.store import Store
-from search_spaces import Space
+from nas.training.trainer import check_training
+from search_spaces import Architecture, Space, SpaceError
 
 PACKAGES = (
     "torch",
@@ -96,7 +98,10 @@ def search(
         name = space.name if isinstance(space, Space) else space.__qualname__
         checked = replace(checked, space={**options, "name": f"(given as object) {name}"})
     folder = Path(out) if out is not None else Path("runs") / checked.run.name
-    return _Search(checked, folder, config_path, space, data, quiet).run()
+    try:
+        return _Search(checked, folder, config_path, space, data, quiet).run()
+    except SpaceError as error:
+        raise ConfigError(f"[space] {error}") from error
 
 
 class _Search:
@@ -121,9 +126,8 @@ class _Search:
             make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
         )
         self.space = self._make_space(space)
-        self.space.sample(
-            config.run.seed
-        )  # a space that cannot even be drawn from should say so before anything is made
+        self.drawn = _drawn(self.space, config.run.seed)
+        check_training(config.train, self.data)
         self.totals = dict.fromkeys(config.search.searchers, config.search.trials)
         self.searchers = {name: self._searcher(name) for name in self.totals}
 
@@ -184,7 +188,7 @@ class _Search:
         """The searcher of dense networks; or None and why there can be none."""
         if not self.config.search.dense_baselines:
             return None, ""
-        if not any(is_density(name) for seed in range(8) for name, _ in self.space.sample(seed).decisions):
+        if not any(is_density(name) for architecture in self.drawn for name, _ in architecture.decisions):
             return None, "the space decides no density"
         try:
             searcher = self._searcher("dense")
@@ -216,11 +220,14 @@ class _Search:
             verify_front(run, store, self.data, progress)
         test_front(run, store, self.data, progress)
         best = winner(run)
-        if best is not None and self.config.final.export:
-            progress.message(f"exporting trial {best}")
-            export_trial(run, best, self.folder / "exported")
         if best is not None:
             save_front(run, self.folder / "front.png")
+        if best is not None and self.config.final.export:
+            progress.message(f"exporting trial {best}")
+            try:
+                export_trial(run, best, self.folder / "exported")
+            except (ExportError, SpaceError) as error:  # this network only; the run's results do not depend on it
+                progress.message(f"trial {best} could not be exported: {error}")
         progress.message("writing the report")
         write_report(run, self.folder / "report.html")
 
@@ -234,6 +241,20 @@ def _check_names(config: RunConfig) -> None:
             raise unknown_name("searcher in [search] options", name, SEARCHERS)
     if config.run.executor not in EXECUTORS:
         raise unknown_name("executor", config.run.executor, EXECUTORS)
+
+
+def _drawn(space: Space, seed: int) -> list[Architecture]:
+    """A few architectures; one that cannot be drawn at all is found out here, before anything is made."""
+    drawn: list[Architecture] = []
+    errors: list[SpaceError] = []
+    for attempt in range(8):
+        try:
+            drawn.append(space.sample(seed + attempt))
+        except SpaceError as error:
+            errors.append(error)
+    if not drawn:
+        raise errors[0]
+    return drawn
 
 
 def _unfinished(store: Store, searcher: str) -> bool:

@@ -159,6 +159,9 @@ def make_space(
         ConfigError: unknown space or option, or a space that cannot take such data.
     """
     options = {key: value for key, value in config.space.items() if key != "name"}
+    for name in ("input_shape", "classes"):
+        if name in options:
+            raise ConfigError(f"[space] {name}: comes from the data; leave it out")
     try:
         named = config.space["name"] if function is None else function
         return get_space(named, input_shape=input_shape, classes=classes, folder=folder, **options)

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hw_models.latency import measure_many
 from hw_models.tables import LayerTable
 from nas.data import Data
+from nas.errors import NasError
 from nas.evaluate import make_measurer
 from nas.export import export_module
 from nas.loop import Progress
@@ -19,6 +22,7 @@ from nas.objectives import feasible, parse_constraints, violations
 from nas.run import Run
 from nas.store import State, Store
 from nas.training import evaluate
+from search_spaces import SpaceError
 
 MAX_VERIFY_PASSES = 3
 
@@ -31,12 +35,19 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None
     """
     measurer, table = make_measurer(run.config), LayerTable()
     example = data.val.x[: run.config.latency.batch]
+    broken: set[int] = set()
     for _ in range(MAX_VERIFY_PASSES):
-        front = [trial for trial in run.pareto()["trial"] if not run.trial(trial).metrics.get("latency_verified")]
-        if not front:
+        front = [int(n) for n in run.pareto()["trial"] if not run.trial(int(n)).metrics.get("latency_verified")]
+        networks = {}
+        for number in front:
+            model = None if number in broken else _rebuilt(run, number, progress)
+            if model is None:
+                broken.add(number)
+            else:
+                networks[number] = (model, example)
+        if not networks:
             return
-        progress.message(f"measuring the front again, interleaved: {len(front)} networks")
-        networks = {int(trial): (run.build(trial), example) for trial in front}
+        progress.message(f"measuring the front again, interleaved: {len(networks)} networks")
         measured = measure_many(networks, threads=run.config.latency.threads, table=table, measurer=measurer)
         with store.transaction():
             for number, latency in measured.items():
@@ -58,10 +69,24 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None
 def test_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
     """Measure the test accuracy of the front, once per network, after the search has made all its choices."""
     for number in run.pareto()["trial"]:
-        if run.trial(number).metrics.get("test_accuracy") is None:
-            result = evaluate(run.build(number), data.test)
+        if run.trial(int(number)).metrics.get("test_accuracy") is not None:
+            continue
+        model = _rebuilt(run, int(number), progress)
+        if model is not None:
+            result = evaluate(model, data.test)
             with store.transaction():
                 _update(run, store, int(number), {"test_accuracy": result.accuracy})
+
+
+def _rebuilt(run: Run, trial: int, progress: Progress) -> nn.Module | None:
+    """A trial's network, or None and a message where it cannot be had again: the other networks still can."""
+    try:
+        return run.build(trial)
+    except (NasError, SpaceError) as error:
+        progress.message(
+            f"trial {trial} cannot be built again, so its latency and test accuracy stay unchecked: {error}"
+        )
+        return None
 
 
 def _update(run: Run, store: Store, trial: int, metrics: Mapping[str, Any]) -> None:

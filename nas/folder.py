@@ -5,6 +5,7 @@ config.toml (resolved), environment.json, run.db, artifacts/ and, for a space in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -48,7 +49,7 @@ def make_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise RunError(f"cannot make the run folder {folder}: {error.strerror}; give another one with --out") from error
-    if names and not names & {"run.db", "config.toml", "run.lock"}:
+    if names and not names & {"run.db", "run.lock"}:
         raise RunError(f"{folder} is not empty and not a run folder; nothing was changed. Give another one with --out")
 
 
@@ -59,6 +60,10 @@ def open_run(folder: Path, config: RunConfig, data: Data, config_folder: Path) -
         RunError: another config (names the key), other data or another space file made it; or the folder cannot be written.
     """
     path, plain, facts = folder / "run.db", config.as_dict(), data_facts(data)
+    if not path.is_file() and any((folder / "artifacts").glob("[0-9]*")):
+        raise RunError(
+            f"{folder}: run.db is missing, but artifacts of trials are there; bring run.db back, or give another folder with --out"
+        )
     store = Store.open(path) if path.is_file() else None
     if store is None or store.get_meta("config") is None:  # new, or killed before anything was searched
         _describe(folder, config, config_folder)
@@ -66,6 +71,7 @@ def open_run(folder: Path, config: RunConfig, data: Data, config_folder: Path) -
         with store.transaction():
             store.set_meta("config", plain)
             store.set_meta("data", facts)
+            store.set_meta("space_folder", str(config_folder))
         return store
     try:
         _check_config(folder, store.get_meta("config"), plain)
@@ -84,7 +90,12 @@ def space_copy(folder: Path, config: RunConfig) -> Path | None:
 
 
 def data_facts(data: Data) -> dict[str, Any]:
-    """What identifies a data set in a run: name, shapes, classes, sizes, and how its inputs were normalised."""
+    """What identifies a data set in a run: name, shapes, classes, sizes, how it was normalised, and digests."""
+    labels, moments = hashlib.sha256(), []
+    for part in (data.train, data.val, data.test):
+        labels.update(part.y.contiguous().numpy().tobytes())
+        x = part.x.double()
+        moments += [float(f"{value:.4g}") for value in (x.mean().item(), x.pow(2).mean().sqrt().item())]
     return {
         "name": data.name,
         "input_shape": list(data.input_shape),
@@ -95,6 +106,8 @@ def data_facts(data: Data) -> dict[str, Any]:
         "test": len(data.test.y),
         "mean": [float(f"{value:.6g}") for value in data.mean.flatten().tolist()],
         "std": [float(f"{value:.6g}") for value in data.std.flatten().tolist()],
+        "labels_sha256": labels.hexdigest(),
+        "moments": moments,  # mean and root mean square of train, val and test: rounded, so equal on every machine
     }
 
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from nas.errors import RunError
 from nas.executors.base import Event, Executor, Job
 from nas.objectives import objective_values
-from nas.searchers import Searcher, SpaceExhausted
+from nas.searchers import Proposal, Searcher, SpaceExhausted
 from nas.store import State, Store, Trial
+from search_spaces import SpaceError
 
 MAX_LOST = 3
 """A trial whose process dies this often (out of memory, killed) is a failed row; the search goes on."""
@@ -142,7 +143,7 @@ class SearchLoop:
             name = min(open_searchers, key=lambda n: len(self.history[n]) / self.totals[n])
             history, proposed = self.history[name], self._proposed[name]
             try:
-                proposal = self.searchers[name].propose(history, len(history), proposed.__contains__)
+                proposal = self._ask(name, history, proposed.__contains__)
             except SpaceExhausted as reason:
                 self._exhausted.add(name)
                 self.progress.message(f"{name} stops after {len(history)} of {self.totals[name]} trials: {reason}")
@@ -161,6 +162,16 @@ class SearchLoop:
             if original is None:
                 return trial
             self._follow(trial)
+
+    def _ask(self, name: str, history: list[Trial], avoid: Callable[[str], bool]) -> Proposal:
+        searcher, index = self.searchers[name], len(history)
+        try:
+            return searcher.propose(history, index, avoid)
+        except (
+            SpaceError
+        ) as error:  # the space function raised for what the searcher wanted; anything new will do instead
+            self.progress.message(f"{name}, proposal {index}: {error}; drawn at random instead")
+            return Proposal(searcher.draw_random(index, avoid))
 
     def _follow(self, copy: Trial) -> None:
         """Give a copy its original's answer, now or when it comes."""

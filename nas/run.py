@@ -148,7 +148,7 @@ class Run:
         if copy is not None and copy.is_file():
             function = config.space["name"].rpartition(":")[2]
             config = replace(config, space={**config.space, "name": f"{copy.resolve()}:{function}"})
-        return make_space(config, tuple(facts["input_shape"]), facts["classes"], Path.cwd())
+        return make_space(config, tuple(facts["input_shape"]), facts["classes"], Path(self.meta("space_folder", ".")))
 
     def example_input(self) -> torch.Tensor:
         """float32[1, *input_shape], deterministic normal noise: an input of the right shape."""

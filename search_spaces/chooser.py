@@ -259,6 +259,15 @@ def _density_offers(name: str, densities: Sequence[float], patterns: Sequence[Pa
     return offers
 
 
+def fitting_patterns(options: dict[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    """A space's options, its default patterns without those whose fixed density (2:4) the densities asked for do not hold."""
+    if "patterns" in options or "densities" not in options:
+        return options
+    offered = options["densities"]
+    fits = [p for p in patterns if parse_pattern(p).fixed_density in (None, *offered)]
+    return {**options, "patterns": fits}
+
+
 def sparsity_offers(
     name: str, layers: Iterable[Weights], densities: Sequence[float], patterns: Sequence[str]
 ) -> dict[float, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ops.blocks import BLOCKS, conv_norm
 from search_spaces.architecture import SpaceError
-from search_spaces.chooser import Chooser, Placeholder, sparsity_offers, weights_of
+from search_spaces.chooser import Chooser, Placeholder, fitting_patterns, sparsity_offers, weights_of
 from search_spaces.space import Space
 
 WIDTHS = (16, 32, 64)
@@ -91,7 +91,7 @@ def convnet_space(**options: Any) -> Space:
             raise SpaceError(f"convnet: expected odd kernels, got {kernel}")
     if not options.get("stages", 3) >= 1:
         raise SpaceError(f"convnet: expected stages >= 1, got {options['stages']}")
-    return Space(convnet, "convnet", options, size=_size)
+    return Space(convnet, "convnet", fitting_patterns(options, PATTERNS), size=_size)
 
 
 def _size(options: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from search_spaces.architecture import SpaceError
-from search_spaces.chooser import Chooser, Weights, sparsity_offers
+from search_spaces.chooser import Chooser, Weights, fitting_patterns, sparsity_offers
 from search_spaces.space import Space
 
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -57,7 +57,7 @@ def mlp_space(**options: Any) -> Space:
         raise SpaceError(f"mlp: expected max_depth >= 1, got {options['max_depth']}")
     if not options.get("widths", (1,)):
         raise SpaceError("mlp: expected at least one width")
-    return Space(mlp, "mlp", options, size=_size)
+    return Space(mlp, "mlp", fitting_patterns(options, PATTERNS), size=_size)
 
 
 def _size(options: Mapping[str, Any]) -> int:

@@ -64,7 +64,10 @@ def get_space(
         maker = getattr(importlib.import_module(module_name), function_name)
         return maker(**fitted, **options)
     function = _load(name, folder) if isinstance(name, str) else name
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise SpaceError(f'space "{name}": expected a Python function of a chooser, got {function!r}') from error
     fitted = {key: value for key, value in fitted.items() if key in parameters}
     return Space(function, function.__name__, {**fitted, **options})
 
@@ -80,17 +83,18 @@ def _load(reference: str, folder: Path | None) -> SpaceFunction:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            with _importable(path.resolve().parent):
+            with _importable(path.resolve().parent, folder):
                 spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SpaceError(f'space "{reference}": running {path} raised {type(error).__name__}: {error}') from error
     else:
         try:
             with _importable(folder, Path.cwd()):
                 module = importlib.import_module(where)
-        except ImportError as error:
+        except (Exception, SystemExit) as error:
             raise SpaceError(
-                f'space "{reference}": module "{where}" cannot be imported ({error}); or name a file: "my_space.py:fn"'
+                f'space "{reference}": module "{where}" cannot be imported ({type(error).__name__}: {error}); '
+                'or name a file: "my_space.py:fn"'
             ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

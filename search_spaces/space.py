@@ -212,7 +212,15 @@ class Space:
         return module
 
     def _call(self, chooser: Chooser) -> nn.Module:
-        module = self.function(chooser, **self.options)
+        try:
+            module = self.function(chooser, **self.options)
+        except SpaceError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's function does; the decisions say when
+            taken = ", ".join(f"{name}={value}" for name, value in chooser.made.items()) or "none yet"
+            raise SpaceError(
+                f"space {self.name!r}: its function raised {type(error).__name__}: {error} (decisions: {taken})"
+            ) from error
         if not isinstance(module, nn.Module):
             raise SpaceError(
                 f"space {self.name!r}: its function must return a torch.nn.Module, got {type(module).__name__}; "
@@ -256,7 +264,14 @@ def _check_all_used(space: str, given: Mapping[str, Value], made: Mapping[str, V
 
 
 def _check_signature(function: SpaceFunction, name: str, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise SpaceError(f"space {name!r}: expected a Python function of a chooser, got {function!r}") from error
+    if not parameters:
+        raise SpaceError(
+            f"space {name!r}: its function takes no argument; it must take the chooser, def {name}(c): ..."
+        )
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = list(parameters)[1:]

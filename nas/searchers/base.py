@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from nas.errors import ConfigError, NasError
 from nas.objectives import objective_values, parse_objectives, total_violation
 from nas.pareto import normalise_directions
-from search_spaces.architecture import Architecture
+from search_spaces.architecture import Architecture, SpaceError
 from search_spaces.space import Space
 
 Avoid = Callable[[str], bool]
@@ -162,10 +162,23 @@ class Searcher(abc.ABC):
             SpaceExhausted: nothing new was found.
         """
         generator = rng(self.seed, "random", index)
+        broken: SpaceError | None = None  # a space function may raise for some decisions: those are drawn again
+        drawn = 0
         for _ in range(RANDOM_TRIES):
-            architecture = self.space.sample(generator)
+            try:
+                architecture = self.space.sample(generator)
+            except SpaceError as error:
+                broken = error
+                continue
+            drawn += 1
             if not avoid(architecture.digest):
                 return architecture
+        if broken is not None:
+            if not drawn:
+                raise broken
+            raise SpaceExhausted(
+                f"space {self.space.name!r}: nothing new in {RANDOM_TRIES} draws, some of which raised: {broken}"
+            )
         if self._everything is None:
             self._everything = _enumerate_small(self.space)
         if self._everything:

@@ -79,11 +79,7 @@ def train(
         EvaluationFailed: the loss is not finite (with epoch and step), or the model's output has the wrong shape.
         ConfigError: CUDA asked for where there is none, or image augmentation of a table.
     """
-    device = resolve_device(config.device)
-    if config.augment and len(data.input_shape) != 3:
-        raise ConfigError(
-            f"augment: {', '.join(config.augment)} are for images, but rows of {data.name} are {data.input_shape}"
-        )
+    device = check_training(config, data)
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(_derive(seed, "layers"))
@@ -118,6 +114,19 @@ def evaluate(
     model.train(was_training)
     rows = len(split)
     return Evaluation(int(torch.stack(hits).sum()) / rows, float(torch.stack(losses).double().sum()) / rows)
+
+
+def check_training(config: TrainConfig, data: Data) -> torch.device:
+    """See that this machine and these data allow what `config` asks for; returns the device.
+
+    Raises:
+        ConfigError: CUDA asked for where there is none, or image augmentation of a table.
+    """
+    if config.augment and len(data.input_shape) != 3:
+        raise ConfigError(
+            f"augment: {', '.join(config.augment)} are for images, but rows of {data.name} are {data.input_shape}"
+        )
+    return resolve_device(config.device)
 
 
 def resolve_device(name: str) -> torch.device:

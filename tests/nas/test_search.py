@@ -20,6 +20,7 @@ from nas.errors import ConfigError, DataError, RunError
 from nas.pareto import nondominated
 from nas.run import Run
 from ops.counting import count
+from search_spaces import Chooser
 from tests.nas.search_helpers import start_search, write_config
 
 
@@ -131,12 +132,12 @@ def test_infeasible_trials_are_kept_marked_and_not_trained(tmp_path: Path) -> No
     assert (frame[frame["state"] == "complete"]["params"] <= 2500).all()
 
 
-def failing(c: object, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def failing(c: Chooser, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """Some of its networks cannot be built, some cannot run."""
-    if c.choice("fault", ["none", "build", "run"]) == "build" and c.building:  # type: ignore[attr-defined]
+    if c.choice("fault", ["none", "build", "run"]) == "build" and c.building:
         raise ValueError("this one cannot be built")
-    width = c.choice("width", [4, 8, 16, 32])  # type: ignore[attr-defined]
-    hidden = 3 if c.choice("fault", ["none", "build", "run"]) == "run" else width  # type: ignore[attr-defined]
+    width = c.choice("width", [4, 8, 16, 32])
+    hidden = 3 if c.choice("fault", ["none", "build", "run"]) == "run" else width
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(hidden, classes))
 
 
@@ -240,3 +241,106 @@ def test_the_command_line_prints_one_line_and_exits_with_2(tmp_path: Path) -> No
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
     assert found.stderr.startswith("nas: no such config file")
+
+
+def sometimes(c: Chooser, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Cannot even be drawn for one of its choices."""
+    choice = c.choice("a", [1, 2, 3, 4])
+    c.choice("b", list(range(10)))
+    if choice == 2:
+        raise ValueError("a is 2")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def test_decisions_that_cannot_be_drawn_are_drawn_again(tmp_path: Path) -> None:
+    run = search(write_config(tmp_path, trials=8), space=sometimes, out=tmp_path / "run", quiet=True)
+    frame = run.frame()
+    assert frame["searcher"].value_counts()[["random", "nsga2"]].to_dict() == {"random": 8, "nsga2": 8}
+    assert set(frame["state"]) == {"complete"}
+    assert not (frame["arch.a"] == 2).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def fn(c, input_shape, classes):\n    return 3\n", "must return a torch.nn.Module"),
+        ("def fn(c, input_shape, classes):\n    import sys\n    sys.exit(0)\n", "SystemExit"),
+        ("def fn():\n    pass\n", "takes no argument"),
+        ("import sys\nsys.exit(0)\n", "SystemExit"),
+        ("def fn(c, more):\n    pass\n", "more"),
+        ("def fn(c):\n    return fn(c)\n", "RecursionError"),
+        ("fn = 3\n", "no function"),
+    ],
+)
+def test_a_space_that_cannot_work_is_one_clear_error(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=expected):
+        search(write_config(tmp_path), overrides={"space": {"name": "mine.py:fn"}}, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+class DataDependent(nn.Module):
+    """Runs and trains, but cannot be recorded, so it cannot be exported."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x.flatten(1))
+        return y if float(x.sum()) > 0 else -y
+
+
+def test_a_network_that_cannot_be_exported_costs_the_export_only(tmp_path: Path) -> None:
+    def space(c: Chooser, classes: int) -> nn.Module:
+        c.choice("a", [1, 2, 3, 4, 5, 6])
+        return DataDependent(classes)
+
+    run = search(write_config(tmp_path, trials=2, export="true"), space=space, out=tmp_path / "run", quiet=True)
+    assert run.finished
+    assert (run.folder / "report.html").is_file()
+    assert not (run.folder / "exported").exists()
+
+
+def test_other_data_in_the_same_run_are_refused(tmp_path: Path) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 4)).astype("float32"), np.arange(90) % 3
+    np.savez(tmp_path / "d.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    overrides = {"data": {"name": str(tmp_path / "d.npz"), "validation": 0.2}}
+    config = write_config(tmp_path, workers=0, trials=1)
+    search(config, overrides=overrides, out=tmp_path / "run", quiet=True)
+    np.savez(tmp_path / "d.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:] * 9, y_test=y[60:])
+    with pytest.raises(RunError, match="data are not the ones"):
+        search(config, overrides=overrides, out=tmp_path / "run", quiet=True)
+
+
+def test_a_config_of_the_users_own_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("# precious\n")
+    with pytest.raises(RunError, match="not a run folder"):
+        search(tmp_path / "config.toml", out=tmp_path, quiet=True)
+    assert (tmp_path / "config.toml").read_text() == "# precious\n"
+
+
+def test_artifacts_without_their_database_are_not_overwritten(finished: Run, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+    (copy / "run.db").unlink()
+    with pytest.raises(RunError, match=r"run\.db is missing"):
+        search(finished.folder.parent / "small.toml", out=copy, quiet=True)
+
+
+def test_a_run_whose_trials_all_failed_says_so_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nas.cli import main
+
+    (tmp_path / "wrong.py").write_text(
+        "from torch import nn\n\ndef fn(c):\n    c.choice('a', [1, 2])\n    return nn.Linear(3, 3)\n"
+    )
+    config = write_config(tmp_path, workers=0, trials=1)
+    code = main(
+        ["search", str(config), "--out", str(tmp_path / "run"), "--quiet", "--set", "space={name='wrong.py:fn'}"]
+    )
+    assert code == 2
+    assert "all 2 trials failed" in capsys.readouterr().err

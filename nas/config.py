@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -18,9 +19,23 @@ from typing import Any
 
 import tomli_w
 
-from nas.errors import ConfigError
+from nas.datasets.raw import MAX_IMAGE_SIZE
+from nas.errors import ConfigError, NasError
 from nas.objectives import parse_constraints, parse_objectives
+from nas.searchers import check_options
 from nas.training import TrainConfig
+
+METRICS = (
+    "val_accuracy", "val_loss", "latency_ms", "latency_lo_ms", "latency_hi_ms", "params", "nnz", "density", "weight_bytes",
+    "dense_macs", "macs",
+)  # fmt: skip
+"""What a trial measures: all that can be an objective or be constrained."""
+
+MAX_PROCESSES = 1024
+"""Of workers, and of threads each: more than any machine has, few enough to be started by mistake."""
+MAX_TRIALS = 10_000_000
+MAX_NAME = 200
+"""Characters of run.name; file systems allow 255 bytes."""
 
 
 def _require(ok: bool, message: str) -> None:
@@ -35,10 +50,10 @@ class RunSection:
     Attributes:
         name: the folder under runs/; default the config's file name.
         seed: of everything random: data split, proposals, initial weights, masks, training.
-        workers: processes that train trials; 0 trains in the main process.
+        workers: processes that train trials, at most 1024; 0 trains in the main process.
         executor: "local"; see `nas.executors.EXECUTORS`.
-        trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit.
-        threads: CPU threads of each worker.
+        trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit. Needs at least one worker.
+        threads: CPU threads of each worker, at most 1024.
     """
 
     name: str = ""
@@ -50,10 +65,25 @@ class RunSection:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, f"seed: expected 0 <= seed < 2**31, got {self.seed}")
-        _require(self.workers >= 0, f"workers: expected >= 0, got {self.workers}")
-        _require(self.threads >= 1, f"threads: expected >= 1, got {self.threads}")
-        _require(self.trial_timeout_s >= 0, f"trial_timeout_s: expected >= 0 seconds, got {self.trial_timeout_s}")
-        _require(not set("/\\") & set(self.name), f"name: expected a folder name without slashes, got {self.name!r}")
+        _require(0 <= self.workers <= MAX_PROCESSES, f"workers: expected 0 to {MAX_PROCESSES}, got {self.workers}")
+        _require(1 <= self.threads <= MAX_PROCESSES, f"threads: expected 1 to {MAX_PROCESSES}, got {self.threads}")
+        _require(
+            0 <= self.trial_timeout_s < math.inf,
+            f"trial_timeout_s: expected a finite number of seconds >= 0 (0 for no limit), got {self.trial_timeout_s}",
+        )
+        _require(
+            self.workers > 0 or self.trial_timeout_s == 0,
+            f"trial_timeout_s: a limit of {self.trial_timeout_s:g} s cannot be enforced without worker processes "
+            "(workers = 0); set workers to 1 or more, or trial_timeout_s to 0",
+        )
+        _require(
+            self.name not in (".", "..")
+            and self.name.isprintable()
+            and not set("/\\") & set(self.name)
+            and len(self.name) <= MAX_NAME,
+            f"name: expected the name of a folder: printable, without slashes, at most {MAX_NAME} characters, not . or .., "
+            f"got {self.name!r}",
+        )
 
 
 @dataclass(frozen=True)
@@ -62,12 +92,12 @@ class DataSection:
 
     Attributes:
         name: "digits", "mnist", "fashion_mnist", "cifar10", "cifar100", or a path to a folder of images, .npz, CSV or TSV.
-        path: folder that holds a known set's files.
+        path: folder that holds the files of a known set (not of digits, which needs none), or where `name` is looked for.
         validation: share of the training part that is held out to choose by; the test part is never used for that.
-        image_size: resize images to this height and width; 0 leaves them.
+        image_size: resize images to this height and width, at most 4096; 0 leaves them.
         limit: use only this many training rows, stratified; 0 for all.
         label: name of the label column of a table; default its last.
-        test: path of a separate test file or folder.
+        test: path of a separate test file or folder, of the same kind as `name`.
     """
 
     name: str = "digits"
@@ -80,7 +110,10 @@ class DataSection:
 
     def __post_init__(self) -> None:
         _require(0 < self.validation < 1, f"validation: expected a share in (0, 1), got {self.validation}")
-        _require(self.image_size >= 0, f"image_size: expected pixels >= 0, got {self.image_size}")
+        _require(
+            0 <= self.image_size <= MAX_IMAGE_SIZE,
+            f"image_size: expected 0 to {MAX_IMAGE_SIZE} pixels, got {self.image_size}",
+        )
         _require(self.limit >= 0, f"limit: expected rows >= 0, got {self.limit}")
 
 
@@ -91,9 +124,9 @@ class SearchSection:
     Attributes:
         searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always
             among them.
-        trials: per searcher.
+        trials: per searcher, at most 10 million.
         dense_baselines: dense networks of the space trained beside them, from the smallest up; 0 for none.
-        options: per searcher, e.g. options.nsga2.population = 16.
+        options: per searcher, e.g. options.nsga2.population = 16. Checked for searchers that are not used, too.
     """
 
     searchers: tuple[str, ...] = ("random", "nsga2")
@@ -104,8 +137,20 @@ class SearchSection:
     def __post_init__(self) -> None:
         _require(len(self.searchers) > 0, "searchers: expected at least one name, got none")
         _require(len(set(self.searchers)) == len(self.searchers), f"searchers: a name repeats: {list(self.searchers)}")
-        _require(self.trials >= 1, f"trials: expected >= 1, got {self.trials}")
-        _require(self.dense_baselines >= 0, f"dense_baselines: expected >= 0, got {self.dense_baselines}")
+        _require(1 <= self.trials <= MAX_TRIALS, f"trials: expected 1 to {MAX_TRIALS}, got {self.trials}")
+        _require(
+            0 <= self.dense_baselines <= MAX_TRIALS,
+            f"dense_baselines: expected 0 to {MAX_TRIALS}, got {self.dense_baselines}",
+        )
+        for searcher, options in self.options.items():
+            _require(
+                isinstance(options, Mapping),
+                f"options.{searcher}: expected a table of options, e.g. options.nsga2.population = 16, got {options!r}",
+            )
+            try:
+                check_options(searcher, options)
+            except NasError as error:
+                raise ConfigError(f"options.{searcher}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -114,9 +159,9 @@ class LatencySection:
 
     Attributes:
         batch: inputs per call.
-        threads: CPU threads of the measured network.
-        rounds: interleaved rounds per network.
-        spacing_s: least wall time between two rounds of one network.
+        threads: CPU threads of the measured network, at most 1024.
+        rounds: interleaved rounds per network, 3 to 1000.
+        spacing_s: least wall time between two rounds of one network, at most 60.
     """
 
     batch: int = 1
@@ -126,9 +171,9 @@ class LatencySection:
 
     def __post_init__(self) -> None:
         _require(self.batch >= 1, f"batch: expected >= 1, got {self.batch}")
-        _require(self.threads >= 1, f"threads: expected >= 1, got {self.threads}")
-        _require(self.rounds >= 3, f"rounds: expected >= 3, got {self.rounds}")
-        _require(self.spacing_s >= 0, f"spacing_s: expected >= 0 seconds, got {self.spacing_s}")
+        _require(1 <= self.threads <= MAX_PROCESSES, f"threads: expected 1 to {MAX_PROCESSES}, got {self.threads}")
+        _require(3 <= self.rounds <= 1000, f"rounds: expected 3 to 1000, got {self.rounds}")
+        _require(0 <= self.spacing_s <= 60, f"spacing_s: expected 0 to 60 seconds, got {self.spacing_s}")
 
 
 @dataclass(frozen=True)
@@ -197,8 +242,8 @@ def load_config(
             f'{where}: [space] name: expected the name of a space, e.g. name = "convnet", got {config.space.get("name")!r}'
         )
     try:
-        objectives = parse_objectives(config.objectives)
-        parse_constraints(config.constraints)
+        objectives = parse_objectives(config.objectives, METRICS)
+        parse_constraints(config.constraints, METRICS)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     searchers = config.search.searchers if "random" in config.search.searchers else ("random", *config.search.searchers)
@@ -304,7 +349,8 @@ def _typed(value: Any, hint: Any, label: str) -> Any:
             return {str(k): _typed(v, arguments[1], f"{label}.{k}") for k, v in value.items()}
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
+                return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value

@@ -14,15 +14,15 @@ from typing import Any
 
 import tomli_w
 
-from nas.config import RunConfig
+from nas.config import METRICS, RunConfig
 
 SECTIONS = ("run", "data", "space", "search", "objectives", "constraints", "train", "latency", "final")
 _HEADINGS = {
     "space": "`[space]`: name is mlp, convnet, darts, nasnet, nasbench201, or your own: file.py:function or module:function. "
     "All other keys are options of that space.",
     "objectives": "`[objectives]`: metric = max or min; the first one picks the exported network. "
-    "Metrics: val_accuracy, latency_ms, params, nnz, density, weight_bytes, dense_macs, macs.",
-    "constraints": '`[constraints]`: hard limits, e.g. latency_ms = "<= 5" or val_accuracy = ">= 0.9". '
+    f"Metrics: {', '.join(METRICS)}.",
+    "constraints": '`[constraints]`: hard limits on the same metrics, e.g. latency_ms = "<= 5" or val_accuracy = ">= 0.9". '
     "A network that breaks one on its cost is not trained; it is kept and marked infeasible.",
 }
 

@@ -21,7 +21,17 @@ import torch
 from torch import Tensor
 
 from nas.datasets import arrays, cifar, files, idx, images, known, tables
-from nas.datasets.raw import Part, Raw, as_images, check_labels, check_numbers, encode, image_scale
+from nas.datasets.raw import (
+    MAX_IMAGE_SIZE,
+    Part,
+    Raw,
+    as_images,
+    check_labels,
+    check_numbers,
+    check_resized,
+    encode,
+    image_scale,
+)
 from nas.errors import DataError, unknown_name
 
 DEFAULT_TEST = 0.2
@@ -90,11 +100,11 @@ def load_data(
             looked for in the working directory, then below `path` or the folder that NAS_DATA names.
         validation: fraction of the training part held out to select by, in (0, 1). Ignored if the source has its own.
         seed: decides every split; the same seed gives the same rows.
-        path: folder to look in instead of the one that the environment variable NAS_DATA names.
-        image_size: height and width in pixels (one number if equal); images are resized by area averaging.
+        path: folder to look in instead of the one that the environment variable NAS_DATA names. Refused for digits.
+        image_size: height and width in pixels (one number if equal), at most 4096; images are resized by area averaging.
         limit: use only so many rows of the training part (validation included), stratified.
         label: column (tables), base name of the label array (npz), or "coarse" (cifar100).
-        test: a second file or folder to test on, or the fraction to cut off where there is none (default 0.2).
+        test: a second file or folder of the same kind to test on, or the fraction to cut off where there is none (default 0.2).
 
     Raises:
         DataError: missing, unreadable or unusable data; says what, where and what to do.
@@ -173,18 +183,50 @@ def _read(
     source = _locate(name, root)
     if test_path is not None:
         test_path = _locate(str(test_path), root)
+        files.refuse_pickle(test_path)
     if source.is_dir():
         return _read_folder(source, size, label, test_path)
     files.refuse_pickle(source)
+    if test_path is not None:
+        _check_same_kind(source, test_path)
     if tables.separator(source) is not None:
         return tables.read_table(source, label, test_path)
     if source.suffix.lower() == ".npz":
         raw = arrays.read_npz(source, label)
-        return raw if test_path is None else replace(raw, test=arrays.read_npz(test_path, label).train)
+        return raw if test_path is None else _with_test(raw, arrays.read_npz(test_path, label))
     raise DataError(
         f"{source}: unknown kind of file. Expected .npz, .csv or .tsv (tables also .gz, .xz, .bz2), or a folder of images, "
         "idx files or CIFAR .bin files."
     )
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "a folder"
+    if tables.separator(path) is not None:
+        return "a table"
+    return "an .npz archive" if path.suffix.lower() == ".npz" else "a file of an unknown kind"
+
+
+def _check_same_kind(source: Path, test: Path) -> None:
+    """Refuse a test file of another kind than the file or folder to learn from."""
+    wanted, found = _kind(source), _kind(test)
+    if wanted != found and wanted != "a file of an unknown kind":
+        raise DataError(
+            f"{test}: test must be of the same kind as the data, {wanted} ({source}), but it is {found}. "
+            "Convert it, or remove test to cut a test part off."
+        )
+
+
+def _with_test(raw: Raw, other: Raw) -> Raw:
+    """The set with the training rows of another archive as test part."""
+    mine, theirs = raw.train.x, other.train.x
+    if mine.shape[1:] != theirs.shape[1:] or raw.scale != other.scale:
+        raise DataError(
+            f"{other.where}: has rows of {theirs.dtype}{list(theirs.shape[1:])}, but {raw.where} of "
+            f"{mine.dtype}{list(mine.shape[1:])}; they must agree."
+        )
+    return replace(raw, test=other.train)
 
 
 def _read_folder(folder: Path, size: tuple[int, int] | None, label: str | None, test: Path | None) -> Raw:
@@ -194,6 +236,8 @@ def _read_folder(folder: Path, size: tuple[int, int] | None, label: str | None, 
     split_already = idx.present(folder) or cifar.present(folder, cifar.CIFAR10_FILES) or cifar100
     if test is not None and split_already:
         raise DataError(f"{folder}: has a test part of its own; remove test={test}.")
+    if test is not None:
+        _check_same_kind(folder, test)
     if idx.present(folder):
         return idx.read_folder(folder, folder.name)
     if cifar.present(folder, cifar.CIFAR10_FILES):
@@ -257,6 +301,10 @@ def _build(
             f"{raw.where}: image_size is for images, but the rows are {raw.train.x.shape[1]} numbers. Remove it."
         )
     raw = encode(raw)
+    if 0 in raw.train.x.shape[1:]:
+        raise DataError(
+            f"{raw.where}: expected at least one number per row, found rows of shape {list(raw.train.x.shape[1:])}."
+        )
     assert raw.class_names is not None
     y = raw.train.y
     keep = np.arange(len(y))
@@ -278,6 +326,9 @@ def _build(
         if len(rows) == 0:
             raise DataError(f"{raw.where}: no row is left for the {part} part. Use more data or a larger fraction.")
 
+    if size is not None:
+        rows_left = sum(len(rows) for _, rows in sources.values())
+        check_resized(rows_left, raw.train.x.shape[1], size, 4, raw.where)
     mean, std = None, None
     splits: dict[str, Split] = {}
     for part in ("train", "val", "test"):
@@ -359,6 +410,8 @@ def _size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
     values = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
         raise DataError(f"image_size must be a number of pixels or [height, width], found {image_size!r}.")
+    if max(values) > MAX_IMAGE_SIZE:
+        raise DataError(f"image_size must be at most {MAX_IMAGE_SIZE} pixels, found {image_size!r}.")
     return values[0], values[1]
 
 

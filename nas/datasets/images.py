@@ -6,11 +6,12 @@ them), three otherwise; transparency is ignored. Hidden files and files without 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from nas.datasets.raw import Part, Raw
+from nas.datasets.raw import Part, Raw, check_resized
 from nas.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
@@ -32,13 +33,18 @@ def _load(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                return (np.asarray(image) >> 8).astype(np.uint8)[None]
-            if image.mode in ("1", "L", "LA", "La"):
-                return np.array(image.convert("L"))[None]
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's remarks on odd metadata would come once per image
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode.startswith("I;16"):
+                    return (np.asarray(image) >> 8).astype(np.uint8)[None]
+                if image.mode in ("1", "L", "LA", "La"):
+                    return np.array(image.convert("L"))[None]
+                pixels = np.array(image.convert("RGB"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path}: has too many pixels to be opened ({error}). Shrink or remove the file.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}). Replace or remove the file.") from error
     planes = pixels.transpose(2, 0, 1)
     grey = bool((planes[0] == planes[1]).all() and (planes[0] == planes[2]).all())
@@ -82,6 +88,8 @@ def read_images(folder: Path, image_size: tuple[int, int] | None = None, test: P
             f"{train_root}: expected one folder of images per class ({train_root.name}/cat/1.png, ...), found {found}. "
             "Also read: idx files (MNIST), CIFAR .bin files, an .npz, .csv or .tsv file given by its path."
         )
+    if image_size is not None:
+        check_resized(sum(len(_images(train_root / name)) for name in names), 1, image_size, 1, str(train_root))
     loaded: dict[str, tuple[list[np.ndarray], list[Path], list[int]]] = {}
     for part, root in roots.items():
         if root is None:
@@ -101,6 +109,11 @@ def read_images(folder: Path, image_size: tuple[int, int] | None = None, test: P
                 codes.append(code)
         if arrays:
             loaded[part] = (arrays, paths, codes)
+        elif root == test:
+            raise DataError(
+                f"{test}: expected one folder of images per class, named as in {train_root}, found no images. "
+                "Give another test folder, or none to cut a test part off."
+            )
 
     channels = max(array.shape[0] for arrays, _, _ in loaded.values() for array in arrays)
     first, first_path = loaded["train"][0][0], loaded["train"][1][0]

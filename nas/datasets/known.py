@@ -98,6 +98,8 @@ def read_known(name: str, path: Path | None, label: str | None = None) -> Raw:
     if label is not None and name != "cifar100":
         raise DataError(f'{name}: has one kind of label, so label="{label}" means nothing here. Remove it.')
     if name == "digits":
+        if path is not None:
+            raise DataError(f'digits: comes with scikit-learn and is read from no folder. Remove path="{path}".')
         return read_digits()
     known = KNOWN[name]
     root = path if path is not None else (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)

@@ -5,12 +5,16 @@ Start with `Raw`; `encode` turns the labels into class codes and refuses what no
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nas.errors import DataError
+
+MAX_IMAGE_SIZE = 4096
+"""Largest height and width that images are resized to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,38 @@ def as_images(x: np.ndarray, where: str) -> np.ndarray:
     if x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
         return x.transpose(0, 3, 1, 2)
     return x
+
+
+def memory_bytes() -> int:
+    """Bytes of memory this machine has; 64 GiB where the system does not say."""
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2**36
+
+
+def check_resized(
+    rows: int, channels: int, size: tuple[int, int], itemsize: int, where: str, memory: int | None = None
+) -> None:
+    """Refuse to resize images to more bytes than the machine has memory.
+
+    Args:
+        rows: number of images.
+        channels: of each.
+        size: height and width they are to have.
+        itemsize: bytes per number.
+        where: what to name in the message.
+        memory: bytes there are; None for this machine's.
+
+    Raises:
+        DataError: they cannot fit.
+    """
+    needed = rows * channels * size[0] * size[1] * itemsize
+    memory = memory_bytes() if memory is None else memory
+    if needed > memory:
+        raise DataError(
+            f"{where}: {rows} images of {size[0]} x {size[1]} pixels need {needed / 2**30:.0f} GiB of memory, this machine has "
+            f"{memory / 2**30:.0f}. Lower image_size."
+        )
 
 
 def image_scale(x: np.ndarray) -> float:

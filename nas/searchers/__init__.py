@@ -11,15 +11,18 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from nas.errors import ConfigError, unknown_name
 from nas.searchers.base import Proposal, Searcher, SpaceExhausted
 from nas.searchers.dense import DenseBaseline
 from nas.searchers.optuna_samplers import NSGA2, TPE
 from nas.searchers.random import RandomSearch
 from nas.searchers.regularized_evolution import RegularizedEvolution
+from search_spaces.chooser import Chooser
 from search_spaces.space import Space
 
-__all__ = ["SEARCHERS", "Proposal", "Searcher", "SpaceExhausted", "make_searcher"]
+__all__ = ["SEARCHERS", "Proposal", "Searcher", "SpaceExhausted", "check_options", "make_searcher", "searcher_options"]
 
 SEARCHERS: dict[str, type[Searcher]] = {
     "dense": DenseBaseline,
@@ -46,17 +49,37 @@ def make_searcher(
         UnknownName: no such searcher.
         ConfigError: an option it does not have, or a value out of range.
     """
+    _check_option_names(name, options or {})
+    return SEARCHERS[name](space, objectives, seed, **dict(options or {}))
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check options, names and values, without a space to search: before there are data, or of a searcher that is not used.
+
+    Raises:
+        UnknownName: no such searcher.
+        ConfigError: an option it does not have, or a value out of range.
+    """
+    _check_option_names(name, options)
+    if options:  # searchers check their options when they are made; none looks at the space yet
+        SEARCHERS[name](Space(_no_network, "no space"), {"val_accuracy": "max"}, 0, **options)
+
+
+def _no_network(c: Chooser) -> nn.Module:
+    raise NotImplementedError("a space without networks, to check options with")
+
+
+def _check_option_names(name: str, options: Mapping[str, Any]) -> None:
     if name not in SEARCHERS:
         raise unknown_name("searcher", name, SEARCHERS)
     known = searcher_options(name)
-    for option in options or {}:
+    for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f'; did you mean "{near[0]}"?' if near else ";"
             raise ConfigError(
                 f'searcher "{name}" has no option "{option}"{hint} it has: {", ".join(sorted(known)) or "none"}'
             )
-    return SEARCHERS[name](space, objectives, seed, **dict(options or {}))
 
 
 def searcher_options(name: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 
 from nas import search
 from nas.cli import main
+from nas.config import METRICS
 from nas.run import Run
 from tests.nas.search_helpers import write_config
 
@@ -97,3 +100,25 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert code == 2
     assert error.count("\n") == 1
     assert expected in error
+
+
+def test_what_a_stream_cannot_encode_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "smal\u0142.toml"
+    config.write_text('[objectives]\n"val_\u20ac" = "max"', encoding="utf-8")
+    written = {"stdout": io.BytesIO(), "stderr": io.BytesIO()}
+    shown = {name: io.TextIOWrapper(raw, encoding="ascii", errors="strict") for name, raw in written.items()}
+    for name, stream in shown.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["search", str(config)]) == 2
+    print("\u2713 \udcff")
+    for stream in shown.values():
+        stream.flush()
+    assert rb"smal\u0142.toml" in written["stderr"].getvalue()
+    assert rb"val_\u20ac" in written["stderr"].getvalue()
+    assert rb"\u2713 \udcff" in written["stdout"].getvalue()
+
+
+def test_the_metrics_a_run_file_may_name_are_the_numbers_a_trial_measures(run: Run) -> None:
+    measured = next(trial.metrics for trial in run.trials if trial.state == "complete")
+    numbers = {name for name, value in measured.items() if isinstance(value, int | float) and math.isfinite(value)}
+    assert {name for name in numbers if not name.startswith(("test_", "verified_"))} == set(METRICS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import RunConfig, differing_keys, load_config, parse_override
+from nas.config import METRICS, RunConfig, differing_keys, load_config, parse_override
 from nas.config_reference import reference
 from nas.errors import ConfigError
 
@@ -54,7 +54,7 @@ def test_the_reference_is_the_default_config_and_stands_in_the_docs() -> None:
         ("[train]\nepochs = 'ten'", r"\[train\] epochs: expected int, got 'ten'"),
         ("[train]\nepochs = 0", r"\[train\].*epochs"),
         ("[train]\nepochs = true", r"epochs: expected int, got True"),
-        ("[run]\nworkers = -1", r"\[run\] workers: expected >= 0, got -1"),
+        ("[run]\nworkers = -1", r"\[run\] workers: expected 0 to 1024, got -1"),
         ("[data]\nvalidation = 1.0", r"\[data\] validation: .*\(0, 1\)"),
         ("[search]\nsearchers = 'random'", r"searchers: expected a list"),
         ("[search]\nsearchers = []", r"searchers"),
@@ -63,6 +63,42 @@ def test_the_reference_is_the_default_config_and_stands_in_the_docs() -> None:
         ("[objectives]\ntest_accuracy = 'max'", r"never sees the test set"),
         ("[constraints]\nlatency_ms = '< 5'", r"latency_ms.*<="),
         ("[space]\nchannels = 3", r"\[space\] name"),
+        ("[objectives]\nval_acuracy = 'max'", r'unknown metric "val_acuracy"; did you mean "val_accuracy"'),
+        ("[objectives]\nlatency_source = 'min'", r'objectives: unknown metric "latency_source"'),
+        ("[constraints]\nlatncy_ms = '<= 5'", r'constraints: unknown metric "latncy_ms"; did you mean "latency_ms"'),
+        ("[constraints]\nlatency_quality = '<= 5'", r'constraints: unknown metric "latency_quality"'),
+        ("[run]\nthreads = 1025", r"\[run\] threads: expected 1 to 1024"),
+        ("[run]\nworkers = 1025", r"\[run\] workers: expected 0 to 1024"),
+        ("[run]\ntrial_timeout_s = inf", r"trial_timeout_s: expected a finite"),
+        ("[run]\ntrial_timeout_s = nan", r"trial_timeout_s: expected a finite"),
+        (f"[run]\ntrial_timeout_s = 1{'0' * 400}", r"trial_timeout_s: expected float"),
+        ("[run]\nworkers = 0\ntrial_timeout_s = 5", r"limit of 5 s cannot be enforced without worker processes"),
+        ("[run]\nname = '.'", r"\[run\] name"),
+        ("[run]\nname = '..'", r"\[run\] name"),
+        ("[run]\nname = 'a/b'", r"\[run\] name"),
+        ('[run]\nname = "a\\nb"', r"\[run\] name: .*'a\\nb'"),
+        (f"[run]\nname = '{'x' * 201}'", r"\[run\] name"),
+        ("[latency]\nthreads = 1025", r"\[latency\] threads: expected 1 to 1024"),
+        ("[latency]\nrounds = 1001", r"\[latency\] rounds: expected 3 to 1000"),
+        ("[latency]\nspacing_s = inf", r"spacing_s: expected 0 to 60"),
+        ("[latency]\nspacing_s = nan", r"spacing_s: expected 0 to 60"),
+        ("[latency]\nspacing_s = 60.5", r"spacing_s: expected 0 to 60"),
+        ("[search]\ntrials = 10000001", r"\[search\] trials: expected 1 to 10000000"),
+        ("[search]\ndense_baselines = 10000001", r"\[search\] dense_baselines"),
+        ("[data]\nimage_size = 100000", r"\[data\] image_size: expected 0 to 4096"),
+        ("[search]\noptions = {nsga2 = 3}", r"\[search\] options.nsga2: expected a table"),
+        ("[search]\noptions.nsga3.population = 3", r'options.nsga3: unknown searcher "nsga3"; did you mean "nsga2"'),
+        ("[search]\noptions.random.population = 3", r"options.random: .*has no option"),
+        *(
+            (f"[search]\nsearchers = ['random']\noptions.{option}", message)  # of searchers that are not used
+            for option, message in (
+                ("nsga2.populaton = 3", r'options.nsga2: .*did you mean "population"'),
+                ("nsga2.population = 1", r"options.nsga2: .*population must be a whole number >= 2, got 1"),
+                ("tpe.startup = 'few'", r"options.tpe: .*startup must be a whole number"),
+                ("regularized_evolution.crossover = 2", r"crossover must be a number >= 0 and <= 1"),
+                ("dense.draws = 0", r"options.dense: .*draws must be"),
+            )
+        ),
         ("train = 3", r"\[train\] expected a table"),
         ("[train", r"not valid TOML"),
     ],
@@ -105,3 +141,22 @@ def test_differing_keys_are_dotted_and_complete() -> None:
     two["run"]["name"] = ""
     assert differing_keys(one, two) == ["space.widths", "train.epochs"]
     assert differing_keys(one, one) == []
+
+
+def test_the_limits_themselves_are_accepted() -> None:
+    limits = {
+        "run.threads": 1024, "run.workers": 1024, "run.name": "x" * 200, "latency.threads": 1024, "latency.rounds": 1000,
+        "latency.spacing_s": 60, "search.trials": 10_000_000, "data.image_size": 4096,
+    }  # fmt: skip
+    config = load_config(
+        {"search": {"options": {"nsga2": {"population": 2}, "dense": {"draws": 1}, "random": {}}}}, limits
+    )
+    assert config.latency.spacing_s == 60.0
+    assert load_config({"run": {"workers": 0}}).run.workers == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_can_be_aimed_at_and_constrained(metric: str) -> None:
+    config = load_config({"objectives": {metric: "min"}, "constraints": {metric: "<= 3"}})
+    assert config.objectives == {metric: "min"}
+    assert metric in reference()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from nas.data import Data, from_datasets, load_data, stratified
+from nas.datasets.raw import check_resized
 from nas.errors import DataError, UnknownName
 from tests.nas.data_files import write_idx_set
 
@@ -248,3 +250,64 @@ def test_bad_torch_datasets_are_refused_with_the_row():
         from_datasets((good[0], good[1] + 1), class_names=["a", "b"])
     with pytest.raises(DataError, match="row 1 has shape"):
         from_datasets(_Pairs([np.ones(3), np.ones(4)], [0, 1]))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 8, 8), (1, 0, 8), (1, 8, 0)])
+def test_rows_without_numbers_are_refused(tmp_path, shape):
+    with pytest.raises(DataError, match=r"a\.npz.*: expected at least one number per row"):
+        load_data(_write(tmp_path / "a.npz", shape=shape))
+
+
+def test_sizes_that_no_machine_can_hold_are_refused():
+    with pytest.raises(DataError, match="image_size must be at most 4096"):
+        load_data("digits", image_size=100_000)
+    with pytest.raises(DataError, match=r"digits: .* images of 4096 x 4096 pixels need 12 GiB of memory"):
+        check_resized(200, 1, (4096, 4096), 4, "digits", memory=2**33)
+    check_resized(200, 1, (4096, 4096), 4, "digits", memory=2**34)
+
+
+def test_a_set_too_large_when_resized_is_refused_before_it_is_made(monkeypatch):
+    monkeypatch.setattr("nas.datasets.raw.memory_bytes", lambda: 2**20)
+    assert load_data("digits", image_size=12).input_shape == (1, 12, 12)  # 1797 * 144 * 4 bytes are just below 1 MiB
+    with pytest.raises(DataError, match="Lower image_size"):
+        load_data("digits", image_size=13)
+    assert load_data("digits", image_size=13, limit=100).input_shape == (1, 13, 13)
+
+
+def test_a_path_for_a_set_without_files_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"digits: .*read from no folder\. Remove path"):
+        load_data("digits", path=tmp_path)
+
+
+@pytest.mark.parametrize("main", ["a.npz", "a.csv", "images"])
+@pytest.mark.parametrize("other", ["b.npz", "b.csv", "others", "b.txt"])
+def test_a_test_file_of_another_kind_is_named_with_both_kinds(tmp_path, main, other):
+    for stem, folder in (("a", "images"), ("b", "others")):
+        _write(tmp_path / f"{stem}.npz")
+        (tmp_path / f"{stem}.csv").write_text("u,v\n" + "1,0\n2,1\n" * 10)
+        for name in ("cat", "dog"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (4, 4), 20 * i).save(tmp_path / folder / name / f"{i}.png")
+    (tmp_path / "b.txt").write_text("?")
+    same = (main[1:], other[1:]) in ((".npz", ".npz"), (".csv", ".csv")) or (main, other) == ("images", "others")
+    if same:
+        assert len(load_data(tmp_path / main, test=tmp_path / other).test) in (60, 20, 8)
+    else:
+        with pytest.raises(
+            DataError, match=rf"^\S*{other}: test must be of the same kind as the data, .*{main}.*remove test"
+        ):
+            load_data(tmp_path / main, test=tmp_path / other)
+
+
+def test_a_test_archive_of_other_rows_is_named(tmp_path):
+    _write(tmp_path / "a.npz")
+    with pytest.raises(DataError, match=r"b\.npz: has rows of float64\[6\], but \S*a\.npz of float64\[5\]"):
+        load_data(tmp_path / "a.npz", test=_write(tmp_path / "b.npz", shape=(6,)))
+
+
+@pytest.mark.parametrize("validation", [0.001, 0.01, 0.5, 0.99, 0.9999])
+def test_every_class_keeps_a_training_row_whatever_is_held_out(validation):
+    data = load_data("digits", validation=validation)
+    assert len(data.train.y.unique()) == 10
+    assert len(data.val) >= 1

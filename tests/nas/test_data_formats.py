@@ -417,3 +417,30 @@ def test_the_real_cifar10_batches_are_read():
     raw = known.cifar._part(known.cifar._records(folder, ["test_batch.bin"], 1), 0, 1, 10, "test")
     assert raw.x.shape == (10000, 3, 32, 32)
     assert np.bincount(raw.y).tolist() == [1000] * 10
+
+
+# ---- images that are too large, test folders without images
+
+
+@pytest.mark.parametrize(
+    "limit", [20, 60]
+)  # 64 pixels: more than twice the limit (PIL's error), more than it (its warning)
+def test_an_image_of_too_many_pixels_is_named_and_nothing_else_is_printed(tmp_path, monkeypatch, recwarn, limit):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("L", (8, 8), 20 * i).save(tmp_path / name / f"{i}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=r"cat/0\.png: has too many pixels"):
+        load_data(tmp_path)
+    assert not recwarn
+
+
+def test_a_test_folder_without_images_is_refused(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 20 * i).save(tmp_path / "set" / name / f"{i}.png")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=r"other: expected one folder of images per class, named as in"):
+        load_data(tmp_path / "set", test=tmp_path / "other")

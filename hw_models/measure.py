@@ -255,14 +255,14 @@ def _threads(count: int) -> Iterator[None]:
     """Every thread pool of this process at `count`, put back afterwards."""
     before = torch.get_num_threads()
     numba = sys.modules.get("numba")
-    numba_before = numba.get_num_threads() if numba is not None else 0
-    with threadpool_limits(limits=count):
-        torch.set_num_threads(count)
-        if numba is not None:
-            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    numba_before = numba.get_num_threads() if numba is not None else 0  # starts its pool, which may reset torch's
+    try:
+        with threadpool_limits(limits=count):
+            torch.set_num_threads(count)
             if numba is not None:
-                numba.set_num_threads(numba_before)
+                numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+            yield
+    finally:  # after threadpool_limits has put back what it saw, which need not be what torch had
+        if numba is not None:
+            numba.set_num_threads(numba_before)
+        torch.set_num_threads(before)

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", metavar="DIR", help="the run's folder; default runs/<name>")
     sub.add_argument("--workers", metavar="N", type=int, help="processes that train; 0 trains in this one")
-    sub.add_argument("--executor", metavar="NAME", help="what runs the trials: local")
+    sub.add_argument("--executor", metavar="NAME", help="what runs the trials: local (processes) or inline (this one)")
     sub.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
     add("config", _config, "Print every key of a run file with its meaning and default: a run file to start from.")
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         default="table",
         help="table for people, csv or json with everything",
     )
-    sub.add_argument("--limit", metavar="N", type=int, help="only the last N rows of the table")
+    sub.add_argument("--limit", metavar="N", type=_positive, help="only the last N rows (of the table)")
 
     sub = add("pareto", _pareto, "The non-dominated networks of a run, as a table and as a picture.")
     _run_argument(sub)
@@ -118,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     _trial_argument(sub)
     sub.add_argument("--to", metavar="DIR", required=True, help="folder to write")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text}")
+    return int(text)
 
 
 def _run_argument(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,7 @@ class RunSection:
         name: the folder under runs/; default the config's file name.
         seed: of everything random: data split, proposals, initial weights, masks, training.
         workers: processes that train trials, at most 1024; 0 trains in the main process.
-        executor: "local"; see `nas.executors.EXECUTORS`.
+        executor: "local" (processes) or "inline" (this process).
         trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit. Needs at least one worker.
         threads: CPU threads of each worker, at most 1024.
     """
@@ -125,8 +125,10 @@ class SearchSection:
         searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always
             among them.
         trials: per searcher, at most 10 million.
-        dense_baselines: dense networks of the space trained beside them, from the smallest up; 0 for none.
-        options: per searcher, e.g. options.nsga2.population = 16. Checked for searchers that are not used, too.
+        dense_baselines: dense networks of the space trained beside them: the smallest, then by quantiles of size; 0 for none.
+        options: per searcher, e.g. options.nsga2.population = 16; the defaults of population and startup are fitted to
+            `trials`. nsga2: population, crossover, asks. regularized_evolution: population, tournament, crossover. tpe:
+            startup, candidates, asks. dense: draws.
     """
 
     searchers: tuple[str, ...] = ("random", "nsga2")

@@ -5,6 +5,7 @@ Made from the section classes and their docstrings, so it cannot say anything el
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -35,7 +36,8 @@ def reference() -> str:
         default = _default(found)
         if isinstance(default, dict):
             body = tomli_w.dumps(default) if default else ""
-            parts.append(_comment(_HEADINGS[section]) + f"[{section}]\n{body}".rstrip())
+            more = _space_options() if section == "space" else ""
+            parts.append(_comment(_HEADINGS[section]) + f"[{section}]\n{body}{more}".rstrip())
             continue
         summary, meanings = _documented(type(default))
         lines = [_comment(f"`[{section}]`: " + re.sub(r"^`\[\w+\]`: ", "", summary)) + f"[{section}]"]
@@ -51,6 +53,22 @@ def reference() -> str:
                 lines.append(_comment(text) + f"{key.name} = {shown}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _space_options() -> str:
+    """The options of every shipped space with their defaults, as comments."""
+    from search_spaces import SPACES
+
+    lines = []
+    for name, where in SPACES.items():
+        function = getattr(importlib.import_module(where.partition(":")[0]), name)
+        options = [
+            f"{p.name} = {json.dumps(p.default)}"
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.name not in ("input_shape", "classes")
+        ]
+        lines.append(_comment(f"{name}: " + "; ".join(options)))
+    return "".join(lines)
 
 
 def _default(found: Field[Any]) -> Any:

@@ -30,8 +30,8 @@ from nas.loop import SearchLoop
 from nas.report.html import write_report
 from nas.report.plots import save_front
 from nas.report.progress import SearchProgress
-from nas.run import Run, load_run
-from nas.searchers import SEARCHERS, Searcher, make_searcher
+from nas.run import GIVEN, Run, load_run
+from nas.searchers import SEARCHERS, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
 from nas.store import Store
 from nas.training.trainer import check_training
@@ -96,7 +96,7 @@ def search(
     if space is not None:  # in place of the config's space and its options
         options = {key.removeprefix("space."): value for key, value in settings.items() if key.startswith("space.")}
         name = space.name if isinstance(space, Space) else space.__qualname__
-        checked = replace(checked, space={**options, "name": f"(given as object) {name}"})
+        checked = replace(checked, space={**options, "name": f"{GIVEN} {name}"})
     folder = Path(out) if out is not None else Path("runs") / checked.run.name
     try:
         return _Search(checked, folder, config_path, space, data, quiet).run()
@@ -121,6 +121,11 @@ class _Search:
         self.folder = folder
         self.config_folder = config_path.resolve().parent if config_path else Path.cwd()
         self.objects = space is not None or data is not None
+        if self.objects and config.run.trial_timeout_s:
+            raise ConfigError(
+                "trial_timeout_s: cannot be enforced for a space or data given as objects, which run in this process; "
+                "name them in the config, or set it to 0"
+            )
         self.quiet = quiet
         self.data: Data = (
             make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
@@ -181,7 +186,7 @@ class _Search:
                 store.set_meta("finished", True)
 
     def _searcher(self, name: str) -> Searcher:
-        options = self.config.search.options.get(name, {})
+        options = fitted_options(name, self.config.search.trials) | self.config.search.options.get(name, {})
         return make_searcher(name, self.space, self.config.objectives, self.config.run.seed, options)
 
     def _dense_baseline(self) -> tuple[Searcher | None, str]:

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -21,19 +20,28 @@ from nas.config import RunConfig, load_config
 from nas.errors import RunError
 from nas.evaluate import make_space
 from nas.folder import space_copy
-from nas.frames import front_rows, trials_frame
-from nas.pareto import hypervolume
+from nas.frames import complete, front_rows, trials_frame
+from nas.report.history import reference_box, relative_hypervolume
 from nas.store import Store, Trial
 from search_spaces import Architecture, Space
+from search_spaces.space import SpaceFunction
+
+GIVEN = "(given as object)"
+"""How the name of a space begins in the config of a run that was given the space as an object."""
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, space: Space | SpaceFunction | None = None) -> Run:
     """Open a run folder for reading.
+
+    Args:
+        path: runs/<name>.
+        space: the space object or function the run was made with, if it was given as an object (`search(space=...)`):
+            nobody else can build its networks again.
 
     Raises:
         RunError: there is no run at `path`, or it cannot be read.
     """
-    return Run(path)
+    return Run(path, space)
 
 
 class Run:
@@ -41,10 +49,10 @@ class Run:
 
     Args:
         path: runs/<name>.
-        space: the space object, for a run whose space function cannot be imported again (made in a notebook, say).
+        space: as in `load_run`.
     """
 
-    def __init__(self, path: str | Path, space: Space | None = None) -> None:
+    def __init__(self, path: str | Path, space: Space | SpaceFunction | None = None) -> None:
         self.folder = Path(path)
         if not self.folder.is_dir():
             raise RunError(f"no run folder {self.folder}; a search makes one under runs/, or where --out says")
@@ -53,8 +61,7 @@ class Run:
         if not (self.folder / "config.toml").is_file():
             raise RunError(f"{self.folder}: config.toml is missing; restore it, it is written when the run starts")
         self.config: RunConfig = load_config(self.folder / "config.toml", name=self.folder.name)
-        if space is not None:
-            self.__dict__["space"] = space
+        self._given_space = space
 
     @property
     def name(self) -> str:
@@ -119,36 +126,41 @@ class Run:
         """The feasible rows no other dominates, best first objective first; equal networks once."""
         return front_rows(self.frame(), self.objectives).reset_index(drop=True)
 
-    def reference_point(self) -> dict[str, float]:
-        """The point hypervolume is measured from: the worst value of each objective over all complete trials."""
-        frame = self.frame()
-        complete = frame[frame["state"] == "complete"]
-        return {
-            name: float(complete[name].min() if direction == "max" else complete[name].max())
-            for name, direction in self.objectives.items()
-        }
-
     def hypervolume(self, searcher: str | None = None) -> float:
-        """Hypervolume of the complete trials (of one searcher) against `reference_point`; 0.0 if there are none."""
+        """Share of the box between the run's worst and best feasible values that its networks dominate, in [0, 1].
+
+        The number of the searcher table and the report; it has no unit and compares searchers of one run. NaN where no two
+        feasible trials differ in every objective. `nas.pareto.hypervolume` takes points and a reference in real units.
+
+        Args:
+            searcher: count its trials only; default all.
+        """
         frame = self.frame()
-        points = frame[(frame["state"] == "complete") & ((frame["searcher"] == searcher) if searcher else True)]
-        if points.empty:
-            return 0.0
-        values = points[list(self.objectives)].to_numpy(dtype=float)
-        reference = np.array(list(self.reference_point().values()))
-        return hypervolume(values, reference, list(self.objectives.values()))
+        chosen = frame if searcher is None else frame[frame["searcher"] == searcher]
+        rows = complete(chosen, self.objectives)
+        return relative_hypervolume(rows, self.objectives, reference_box(frame, self.objectives))
 
     @cached_property
     def space(self) -> Space:
         """The space the run searched, from its config and (for a space file of the user's) the copy kept in the folder."""
+        given = self._given_space
+        if isinstance(given, Space):
+            return given
         facts = self.meta("data")
         if facts is None:
             raise RunError(f"{self.folder}: the run was stopped before it began; start it again")
+        if given is None and self.config.space["name"].startswith(GIVEN):
+            raise RunError(
+                f"{self.folder}: its space was given as an object, {self.config.space['name'].removeprefix(GIVEN).strip()}; "
+                "give it again: load_run(path, space=...)"
+            )
         config, copy = self.config, space_copy(self.folder, self.config)
         if copy is not None and copy.is_file():
             function = config.space["name"].rpartition(":")[2]
             config = replace(config, space={**config.space, "name": f"{copy.resolve()}:{function}"})
-        return make_space(config, tuple(facts["input_shape"]), facts["classes"], Path(self.meta("space_folder", ".")))
+        return make_space(
+            config, tuple(facts["input_shape"]), facts["classes"], Path(self.meta("space_folder", ".")), function=given
+        )
 
     def example_input(self) -> torch.Tensor:
         """float32[1, *input_shape], deterministic normal noise: an input of the right shape."""

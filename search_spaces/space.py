@@ -18,6 +18,7 @@ import networkx as nx
 import torch
 from torch import nn
 
+from ops.layers import SparseLayer
 from search_spaces.architecture import Architecture, SpaceError, Value
 from search_spaces.chooser import Chooser, Decide
 
@@ -282,11 +283,18 @@ def _check_signature(function: SpaceFunction, name: str, options: Mapping[str, A
             raise SpaceError(f'space "{name}" has no option "{option}"{hint}; it has: {", ".join(known) or "none"}')
 
 
+class _LayerTracer(torch.fx.Tracer):
+    """Records layers as they were written: a sparse layer is one operation, not a mask, a product and a convolution."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SparseLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _traced_graph(module: nn.Module) -> nx.DiGraph:
     """Operations as nodes, tensors as edges, from a torch.fx trace; one node per child module where tracing fails."""
     graph: nx.DiGraph = nx.DiGraph()
     try:
-        traced = torch.fx.symbolic_trace(module)
+        traced = torch.fx.GraphModule(module, _LayerTracer().trace(module))
     except Exception:  # whatever a user's forward does that fx cannot follow; the drawing is then coarser
         previous = "input"
         graph.add_node(previous, label="input")

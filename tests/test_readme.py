@@ -60,3 +60,10 @@ def test_files_named_in_the_docs_exist(path: Path) -> None:
         assert (ROOT / name).exists(), f"{path.name} names {name}"
     for target in re.findall(r"\]\((?!http)([\w/.]+)\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_genotype_example_runs_as_printed() -> None:
+    code = block("python", "network_from_genotype")
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert sum(p.numel() for p in scope["network"].parameters()) == 3_349_342  # type: ignore[attr-defined]

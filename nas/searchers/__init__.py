@@ -82,6 +82,21 @@ def _check_option_names(name: str, options: Mapping[str, Any]) -> None:
             )
 
 
+def fitted_options(name: str, trials: int) -> dict[str, Any]:
+    """Options that suit a budget: all searchers begin with random search's proposals, and that must not be the whole budget.
+
+    A quarter of the trials (4 to 50) is the first population, or TPE's start-up (4 to 10).
+    """
+    quarter = max(4, trials // 4)
+    if name == "nsga2":
+        return {"population": min(50, quarter)}
+    if name == "regularized_evolution":
+        return {"population": min(50, quarter), "tournament": max(2, min(10, quarter // 3))}
+    if name == "tpe":
+        return {"startup": min(10, quarter)}
+    return {}
+
+
 def searcher_options(name: str) -> dict[str, Any]:
     """The options of a searcher and their defaults."""
     parameters = inspect.signature(SEARCHERS[name].__init__).parameters.values()

@@ -2,7 +2,10 @@
 
 import gc
 import itertools
+import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -217,3 +220,16 @@ def test_on_the_real_clock_twice_the_work_takes_about_twice_the_time() -> None:
     found = Measurer(rounds=4, spacing_s=0.02).measure({"one": work(20_000), "two": work(40_000), "tiny": lambda: None})
     assert found["two"].floor_ms / found["one"].floor_ms == pytest.approx(2, rel=0.3)
     assert 0 < found["tiny"].floor_ms < 0.002
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was_also_the_first_time() -> None:
+    code = (
+        "import numba, torch, ops.runtime\n"
+        "from hw_models.measure import Measurer\n"
+        "torch.set_num_threads(1)\n"
+        "Measurer(rounds=3, spacing_s=0, min_block_ms=0.01, blocks=2).measure({'a': lambda: None})\n"
+        "print(torch.get_num_threads())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.strip() == "1"

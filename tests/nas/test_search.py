@@ -344,3 +344,26 @@ def test_a_run_whose_trials_all_failed_says_so_and_why(tmp_path: Path, capsys: p
     )
     assert code == 2
     assert "all 2 trials failed" in capsys.readouterr().err
+
+
+def test_the_smarter_searcher_does_more_than_repeat_random_search(tmp_path: Path) -> None:
+    run = search(write_config(tmp_path, trials=12), overrides={"search.searchers": ["tpe", "nsga2", "regularized_evolution"]},
+                 out=tmp_path / "run", quiet=True)  # fmt: skip
+    frame = run.frame()
+    for name in ("tpe", "nsga2", "regularized_evolution"):
+        assert frame[frame["searcher"] == name]["copy_of"].isna().sum() >= 4
+
+
+def test_the_hypervolume_is_the_one_of_the_searcher_table(finished: Run) -> None:
+    from nas.report.history import searcher_summary
+
+    summary = searcher_summary(finished.frame(), finished.objectives).set_index("searcher")["hypervolume"]
+    for name, value in summary.items():
+        assert finished.hypervolume(str(name)) == pytest.approx(value, nan_ok=True)
+
+
+def test_a_run_of_a_space_object_is_opened_with_it(tmp_path: Path) -> None:
+    run = search(write_config(tmp_path, trials=1), space=sometimes, out=tmp_path / "run", quiet=True)
+    with pytest.raises(RunError, match=r"load_run\(path, space=\.\.\.\)"):
+        load_run(run.folder).build(0)
+    assert load_run(run.folder, space=sometimes).build(0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

@@ -24,7 +24,7 @@ def history_figure(frame: pd.DataFrame, objectives: Mapping[str, str]) -> Figure
     names = [name for name in searchers(frame) if name != BASELINE]
     panels = [*objectives, *(["hypervolume"] if len(objectives) > 1 else [])]
     if not names or complete(frame, objectives).empty:
-        return style.message_figure("no feasible trial yet")
+        return style.message_figure("no feasible trial")
     styles = style.searcher_style(searchers(frame))
     box = reference_box(frame, objectives)
     with style.rc():

@@ -155,7 +155,7 @@ def _points(
     raster = len(done) > MANY_POINTS
     low, high = axes.get_ylim()
     for name, (colour, marker) in styles.items():
-        part = done[done["searcher"].eq(name).fillna(False)]
+        part = done[done["searcher"].eq(name).fillna(False) & done["copy_of"].isna()]  # a copy would hide its original
         size = 46 if marker == "*" else 20
         axes.scatter(
             numbers(part, x),

@@ -81,7 +81,7 @@ def pareto_sheet(front: pd.DataFrame, objectives: Mapping[str, str], *, title: s
         intervals = " with its interval [low, high]" if _has_values(front, "latency_lo_ms") else ""
         notes.insert(0, f"latency{said} in ms{intervals}; non-zeros: all parameters but the masked weights")
     if front.empty:
-        notes.append("no feasible trial yet")
+        notes.append("no feasible trial")
     return _sheet(title, front, names, notes, objectives, set())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -58,12 +59,14 @@ def write_artifacts(
             save_model(model, str(scratch / "weights.safetensors"))
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{target}: cannot write the files of trial {trial}: {error.strerror or error}; "
+            f"{target}: cannot write the files of trial {trial}: {reason}; "
             "free some space or fix the rights, then start the same command again"
         ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -91,16 +94,19 @@ def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
     path = trial_folder(run_folder, trial) / "plan.csv"
     if not path.is_file():
         raise RunError(f"trial {trial} has no plan ({path} is missing): it failed before it was measured")
-    return pd.read_csv(path)
+    try:
+        frame = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: damaged: {error}") from error
+    if not {"op", "kind"} <= set(frame.columns):
+        raise RunError(f"{path}: damaged: expected the columns op and kind, found {', '.join(map(str, frame.columns))}")
+    return frame
 
 
 def clean_scratch(run_folder: Path) -> None:
     """Remove what killed processes left half-written."""
-    for leftover in [
-        *(run_folder / "artifacts").glob(".*"),
-        *run_folder.glob(".exported.*"),
-        *run_folder.glob(".*.html.*"),
-    ]:
+    patterns = ("artifacts/.*", ".exported.*", ".*.html.*", "run.db.new*")
+    for leftover in [path for pattern in patterns for path in run_folder.glob(pattern)]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -19,7 +19,7 @@ from nas.artifacts import clean_scratch
 from nas.config import RunConfig, load_config
 from nas.data import Data, from_datasets
 from nas.errors import ConfigError, unknown_name
-from nas.evaluate import TrialEvaluator, make_data, make_space
+from nas.evaluate import TrialEvaluator, make_data, make_space, open_table
 from nas.executors import EXECUTORS, InlineExecutor
 from nas.executors.base import Executor
 from nas.export import ExportError
@@ -133,6 +133,7 @@ class _Search:
         self.space = self._make_space(space)
         self.drawn = _drawn(self.space, config.run.seed)
         check_training(config.train, self.data)
+        open_table().close()
         self.totals = dict.fromkeys(config.search.searchers, config.search.trials)
         self.searchers = {name: self._searcher(name) for name in self.totals}
 

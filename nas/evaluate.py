@@ -18,11 +18,11 @@ from torch import nn
 
 from hw_models.latency import measure_latency
 from hw_models.measure import Measurer
-from hw_models.tables import LayerTable
+from hw_models.tables import LayerTable, TableError
 from nas.artifacts import write_artifacts
 from nas.config import RunConfig, load_config
 from nas.data import Data, load_data
-from nas.errors import ConfigError
+from nas.errors import ConfigError, RunError
 from nas.objectives import feasible, parse_constraints, violations
 from nas.training import train
 from ops.counting import count
@@ -48,7 +48,7 @@ class TrialEvaluator:
         self.data = data
         self.space = space
         self.constraints = parse_constraints(config.constraints)
-        self.table = LayerTable()
+        self.table = open_table()
         self.measurer = make_measurer(config)
 
     def __call__(self, payload: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -112,6 +112,18 @@ class TrialEvaluator:
         write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=plan)
         state = "complete" if feasible(found) else "infeasible"
         return {"state": state, "metrics": metrics, "violations": found, "curve": result.history}
+
+
+def open_table() -> LayerTable:
+    """The user's table of layer times.
+
+    Raises:
+        RunError: the file is damaged or locked; says which file, and the cure.
+    """
+    try:
+        return LayerTable()
+    except TableError as error:
+        raise RunError(str(error)) from error
 
 
 def make_measurer(config: RunConfig) -> Measurer:

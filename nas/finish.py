@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 
 from hw_models.latency import measure_many
-from hw_models.tables import LayerTable
 from nas.data import Data
 from nas.errors import NasError
-from nas.evaluate import make_measurer
+from nas.evaluate import make_measurer, open_table
 from nas.export import export_module
 from nas.loop import Progress
 from nas.objectives import feasible, parse_constraints, violations
@@ -33,7 +32,7 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress) -> None
     The new values replace the ones of the search (kept as `latency_search_ms`), so the front can change; what newly comes
     onto it is measured too. A network whose latency now breaks a constraint is marked infeasible.
     """
-    measurer, table = make_measurer(run.config), LayerTable()
+    measurer, table = make_measurer(run.config), open_table()
     example = data.val.x[: run.config.latency.batch]
     broken: set[int] = set()
     for _ in range(MAX_VERIFY_PASSES):

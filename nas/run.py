@@ -82,7 +82,12 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Versions, CPU and threads the run was made with."""
         path = self.folder / "environment.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise RunError(
+                f"{path}: damaged: {error}; the run's results do not depend on it, it may be removed"
+            ) from error
 
     @property
     def trials(self) -> list[Trial]:
@@ -109,8 +114,9 @@ class Run:
         with Store.open(self.folder / "run.db", read_only=True) as store:
             try:
                 return store.trial(int(number))
-            except ValueError as error:
-                raise RunError(str(error)) from error
+            except (ValueError, OverflowError) as error:
+                text = str(error) if isinstance(error, ValueError) else f"no trial {number}"
+                raise RunError(text) from error
 
     def frame(self) -> pd.DataFrame:
         """One row per trial, failed and infeasible ones too; fixed dtypes, units in the names."""

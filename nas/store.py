@@ -104,9 +104,14 @@ class Store:
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
             with cls(connect(temporary, "create"), read_only=False) as unfinished:
                 unfinished._make_tables()
+                unfinished._checkpoint()
             place(temporary, path)
         except OSError as error:
             raise RunError(f"{path}: cannot be made ({error.strerror or error})") from error
+        finally:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                with suppress(OSError):
+                    Path(f"{temporary}{suffix}").unlink(missing_ok=True)
         return cls.open(path)
 
     @classmethod
@@ -152,6 +157,18 @@ class Store:
             metadata.create_all(connection)
             self.set_meta("schema_version", SCHEMA_VERSION)
             self.set_meta("created_at", now())
+
+    def _checkpoint(self) -> None:
+        """Move everything from the write-ahead log into the file itself, or fail: the file is about to be moved without its log."""
+        try:
+            with self._engine.connect() as connection:
+                cursor = connection.connection.cursor()
+                busy, _, _ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                cursor.close()
+        except (DBAPIError, sqlite3.Error) as error:
+            raise explain(error, self.where) from error
+        if busy:
+            raise RunError(f"{self.where}: cannot be written out; free some space, then start the same command again")
 
     def _can_read(self) -> bool:
         try:

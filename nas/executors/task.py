@@ -90,7 +90,7 @@ def setup_error(failure: Mapping[str, Any], task: str) -> NasError:
     kind = getattr(nas.errors, name, None) if module == "nas.errors" else None
     if isinstance(kind, type) and issubclass(kind, NasError):
         return kind(failure["message"])
-    return EvaluationFailed(f'task "{task}" could not be set up; no trial was run:\n{failure["error"]}')
+    return EvaluationFailed(f'task "{task}" could not be set up, so no trial was run: {name}: {failure["message"]}')
 
 
 def poisoned(failure: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def write_report(run: Any, path: str | Path) -> Path:
     except OSError as error:
         raise RunError(f"{target}: the report cannot be written: {error.strerror or error}") from error
     finally:
-        if scratch.parent.is_dir():
+        with suppress(OSError):  # a folder that cannot be written has nothing to remove
             scratch.unlink(missing_ok=True)
     return target
 

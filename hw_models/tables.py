@@ -13,8 +13,8 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ class LayerTable:
     """Times by runtime, operation and kernel.
 
     Args:
-        path: SQLite file, made if missing. Default: `layers.v1.sqlite` in `cache_folder()`; if that cannot be written, a warning
-            is given once and the table lives in memory, for this process.
+        path: SQLite file, made if missing. Default: `layers.v1.sqlite` in `cache_folder()`, which never stops anybody, only warns
+            once: a damaged file is moved aside (`layers.v1.sqlite.damaged`) and a new one begun; if it cannot be written, stays
+            locked or cannot be moved, the table lives in memory, for this process.
 
     Raises:
-        TableError: the file is damaged, no SQLite file, stays locked, or (only with an explicit path) cannot be written.
+        TableError: a file given by `path` is damaged, no SQLite file, stays locked, or cannot be written; it is left alone.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -63,6 +64,8 @@ class LayerTable:
         self.path: Path | None = Path(path) if path is not None else cache_folder() / FILE
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
+        self._file: tuple[int, int] | None = None
+        self._moved = False
         self._open()
 
     def lookup(self, runtime: str, op: str, kernel: str) -> Measurement | None:
@@ -78,9 +81,11 @@ class LayerTable:
             "SELECT floor_ms, lo_ms, hi_ms, median_ms, p90_ms, quality, rounds_ms FROM layer "
             f"WHERE runtime = ? AND op = ? AND kernel = ? ORDER BY CASE quality {order} ELSE 9 END, id DESC LIMIT 1"
         )
-        with self._database() as db:
-            row = db.execute(query, (runtime, op, kernel)).fetchone()
-        return None if row is None else _measurement(row)
+        row = self._do(lambda db: db.execute(query, (runtime, op, kernel)).fetchone())
+        try:
+            return None if row is None else _measurement(row)
+        except (ValueError, TypeError):  # not written by this module; measuring again adds a row that is preferred
+            return None
 
     def add(self, runtime: str, rows: Iterable[tuple[str, str, Measurement]]) -> None:
         """Remember measurements, all or none.
@@ -108,18 +113,15 @@ class LayerTable:
         ]
         columns = "runtime, op, kernel, floor_ms, lo_ms, hi_ms, median_ms, p90_ms, quality, rounds_ms, measured_at"
         insert = f"INSERT INTO layer ({columns}) VALUES ({', '.join('?' * 11)})"
-        try:
-            with self._database() as db, db:
+
+        def write(db: sqlite3.Connection) -> None:
+            with db:
                 db.executemany(insert, packed)
-        except TableError as error:
-            if self._explicit or self.path is None or not _unwritable(error.__cause__):
-                raise
-            self._in_memory(error)
-            self.add(runtime, [(row[1], row[2], _measurement(row[3:])) for row in packed])
+
+        self._do(write)
 
     def __len__(self) -> int:
-        with self._database() as db:
-            return int(db.execute("SELECT COUNT(*) FROM layer").fetchone()[0])
+        return int(self._do(lambda db: db.execute("SELECT COUNT(*) FROM layer").fetchone()[0]))
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
@@ -128,42 +130,63 @@ class LayerTable:
         self._connection = None
 
     def _open(self) -> None:
-        if self.path is None:
-            self._connection = sqlite3.connect(":memory:", check_same_thread=False)
-            self._connection.executescript(_SCHEMA)
-            self._owner = os.getpid()
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = _connected(self.path)
-        except (OSError, sqlite3.Error) as error:
-            if self._explicit or not _unwritable(error):
-                raise self._error(error) from error
-            self._in_memory(error)
+        while self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = _identity(self.path)
+                self._connection = _connected(self.path)
+                self._file = _identity(self.path)
+                self._owner = os.getpid()
+                return
+            except (OSError, sqlite3.Error) as error:
+                if not self._do_without(error):
+                    raise self._error(error) from error
+        self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+        self._connection.executescript(_SCHEMA)
         self._owner = os.getpid()
 
-    def _in_memory(self, error: Exception) -> None:
-        where, self.path = self.path, None
+    def _do(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """The result of one statement or transaction, in the file or in what takes its place."""
+        while True:
+            if self._connection is None or self._owner != os.getpid():  # closed, or this is a forked child
+                self._connection = None
+                self._open()
+            assert self._connection is not None
+            try:
+                return work(self._connection)
+            except sqlite3.Error as error:
+                if not self._do_without(error):
+                    raise self._error(error) from error
+
+    def _do_without(self, error: Exception) -> bool:
+        """After a fault of the user's cache: leave the file, so that the next `_open` finds a new one or takes the memory."""
+        if self._explicit or self.path is None or not (_damaged(error) or _unwritable(error) or _locked(error)):
+            return False
+        with suppress(sqlite3.Error):
+            self.close()
+        where = self.path
+        if _damaged(error) and not self._moved:
+            self._moved = True
+            if _identity(where) != self._file:  # another process has moved it already
+                return True
+            aside = where.with_name(f"{where.name}.damaged")
+            with suppress(OSError):
+                _move(where, aside)
+                _warn_once(
+                    f"the table of layer times {where} is damaged ({error}); it was moved to {aside.name}, "
+                    "and the times are measured again"
+                )
+                return True
+        self.path = None
         _warn_once(
             f"measured layer times cannot be kept in {where} ({error}); they live in memory and are measured again next time. "
             "Set NAS_CACHE_DIR to a folder that can be written"
         )
-        self._open()
-
-    @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        if self._connection is None or self._owner != os.getpid():  # closed, or this is a forked child
-            self._connection = None
-            self._open()
-        assert self._connection is not None
-        try:
-            yield self._connection
-        except sqlite3.Error as error:
-            raise self._error(error) from error
+        return True
 
     def _error(self, error: Exception) -> TableError:
         text = str(error)
-        if "locked" in text or "busy" in text:
+        if _locked(error):
             cure = f"another process has held it for {BUSY_S:.0f} s; end that process, or use another NAS_CACHE_DIR"
         elif _unwritable(error):
             cure = "choose a folder that can be written and has room"
@@ -207,6 +230,33 @@ def _unwritable(error: BaseException | None) -> bool:
         return True
     words = ("unable to open", "readonly", "disk is full", "disk I/O")
     return isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in words)
+
+
+def _locked(error: BaseException | None) -> bool:
+    """Does another process hold the file?"""
+    return isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in ("locked", "busy"))
+
+
+def _damaged(error: BaseException | None) -> bool:
+    """Is this about what is in the file: damaged, no SQLite file, or tables of something else?"""
+    words = ("not a database", "malformed", "encrypted", "no such table", "no such column", "has no column", "indexed")
+    return isinstance(error, sqlite3.DatabaseError) and any(word in str(error) for word in words)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name now; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _move(path: Path, aside: Path) -> None:
+    """Rename a database, its log first: a new file of the same name must not find the old one's log."""
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}{suffix}", f"{aside}{suffix}")
 
 
 _warned: set[str] = set()

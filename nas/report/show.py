@@ -89,9 +89,15 @@ def save_drawing(run: Any, trial: int, path: str | Path) -> Path:
 
     Raises:
         ConfigError: another suffix.
-        RunError: there is no such trial, it has no plan, or the file cannot be written.
+        RunError: there is no such trial, it has no plan or a damaged one, or the file cannot be written.
     """
-    canvas = draw_network(read_plan(run.plan_frame(trial)))
+    try:
+        plan = read_plan(run.plan_frame(trial))
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"trial {trial}: its plan.csv is damaged ({error}); restore it from a copy of the run"
+        ) from error
+    canvas = draw_network(plan)
     try:
         return canvas.save(path, f"{run.name}, trial {trial}")
     except ValueError as error:
@@ -103,5 +109,5 @@ def save_drawing(run: Any, trial: int, path: str | Path) -> Path:
 def _plan(run: Any, trial: int) -> list[Operation] | None:
     try:
         return read_plan(run.plan_frame(trial))
-    except (NasError, OSError, ValueError):
+    except (NasError, OSError, ValueError, TypeError):
         return None  # never measured, or its files are gone: the rest can still be said

@@ -86,13 +86,110 @@ def test_a_disk_that_fills_up_later_warns_and_goes_on_in_memory(
     assert len(explicit) == 0
 
 
-def test_a_damaged_file_is_told_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def damage(path: Path, how: str) -> None:
+    if how == "no database":
+        path.write_bytes(b"this is not a database " * 100)
+    elif how == "other tables":
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE layer (a)")
+        db.close()
+    else:
+        table = LayerTable(path)
+        table.add("r", [(f"op{i}", "k", M) for i in range(500)])
+        table.close()
+        data = bytearray(path.read_bytes())
+        data[4096:] = b"\xff" * (len(data) - 4096)  # the first page says what tables there are, and is kept
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["no database", "other tables", "broken pages"])
+def test_a_damaged_cache_warns_once_in_one_line_is_moved_aside_and_begun_anew(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tables, "_warned", set())
     path = tmp_path / tables.FILE
+    damage(path, how)
+    before = path.read_bytes()
+
+    def use_anew() -> LayerTable:
+        table = LayerTable()
+        assert table.lookup("r", "op1", "k") is None
+        table.add("r", [("op1", "k", M)])
+        return table
+
+    with pytest.warns(RuntimeWarning, match=r"is damaged .* moved to layers\.v1\.sqlite\.damaged") as warned:
+        table = use_anew()
+    assert len(warned) == 1
+    assert "\n" not in str(warned[0].message)
+    assert table.lookup("r", "op1", "k") == M
+    assert (tmp_path / f"{tables.FILE}.damaged").read_bytes()[4096:] == before[4096:]
+    table.close()
+    assert LayerTable().lookup("r", "op1", "k") == M
+
+
+def test_a_file_that_is_given_and_damaged_is_told_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mine.sqlite"
     path.write_bytes(b"this is not a database " * 100)
-    with pytest.raises(TableError, match=r"not a database; delete it to start afresh"):
-        LayerTable()
+    with pytest.raises(TableError, match=r"mine\.sqlite cannot be used: .*not a database; delete it to start afresh"):
+        LayerTable(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.sqlite"]
     assert path.read_bytes().startswith(b"this is not")
+
+
+def test_a_damaged_cache_that_cannot_be_moved_is_replaced_by_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tables, "_warned", set())
+    monkeypatch.setattr(tables.os, "replace", refuse)
+    damage(tmp_path / tables.FILE, "no database")
+    with pytest.warns(RuntimeWarning, match="live in memory"):
+        table = LayerTable()
+    table.add("r", [("op", "k", M)])
+    assert table.lookup("r", "op", "k") == M
+
+
+def test_a_new_file_of_another_process_is_not_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes find the same damage; the first has begun a new file when the second comes to act."""
+    monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tables, "_warned", set())
+    LayerTable().close()
+    late = LayerTable()
+    first = LayerTable()
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert first._do_without(error)
+    first.add("r", [("op", "k", M)])
+    assert late._do_without(error)
+    assert late.lookup("r", "op", "k") == M
+
+
+def test_a_cache_that_stays_locked_warns_and_goes_on_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tables, "_warned", set())
+    monkeypatch.setattr(tables, "BUSY_S", 0.1)
+    LayerTable().close()
+    other = sqlite3.connect(tmp_path / tables.FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.warns(RuntimeWarning, match="locked.*live in memory"):
+        table = LayerTable()
+    other.rollback()
+    other.close()
+    table.add("r", [("op", "k", M)])
+    assert table.lookup("r", "op", "k") == M
+
+
+def test_a_row_that_makes_no_sense_is_measured_again(tmp_path: Path) -> None:
+    table = LayerTable(tmp_path / "t.sqlite")
+    table.add("r", [("op", "k", M)])
+    table._do(lambda db: db.execute("UPDATE layer SET rounds_ms = 'x'"))
+    assert table.lookup("r", "op", "k") is None
+    table.add("r", [("op", "k", M)])
+    assert table.lookup("r", "op", "k") == M
 
 
 def test_a_file_held_by_another_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -76,3 +77,14 @@ def test_a_drawing_goes_where_it_is_asked_to_go_or_says_why_not(tmp_path):
         save_drawing(RUN, trial, tmp_path / "missing" / "a.svg")
     with pytest.raises(RunError, match="has no plan"):
         save_drawing(RUN, first("failed"), tmp_path / "a.svg")
+
+
+@pytest.mark.parametrize(
+    "frame", [pd.DataFrame({"a": [1]}), pd.DataFrame({"op": ["x"], "kind": ["add"], "stride": ["('x',)"]})]
+)
+def test_a_damaged_plan_is_one_clear_error_when_drawn_and_left_out_when_shown(frame, tmp_path, monkeypatch):
+    run = synthetic_run(2, failed=0, infeasible=0)
+    monkeypatch.setattr(run, "plan_frame", lambda trial: frame)
+    with pytest.raises(RunError, match=r"trial 0: its plan\.csv is damaged"):
+        save_drawing(run, 0, tmp_path / "a.svg")
+    assert "Layers" not in shown(0, run)

@@ -96,7 +96,7 @@ def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
         raise RunError(f"trial {trial} has no plan ({path} is missing): it failed before it was measured")
     try:
         frame = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors, undecodable bytes too
         raise RunError(f"{path}: damaged: {error}") from error
     if not {"op", "kind"} <= set(frame.columns):
         raise RunError(f"{path}: damaged: expected the columns op and kind, found {', '.join(map(str, frame.columns))}")

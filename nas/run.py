@@ -83,11 +83,14 @@ class Run:
         """Versions, CPU and threads the run was made with."""
         path = self.folder / "environment.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
+            facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if not isinstance(facts, dict):
+                raise ValueError(f"expected an object, found {type(facts).__name__}")
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"{path}: damaged: {error}; the run's results do not depend on it, it may be removed"
             ) from error
+        return facts
 
     @property
     def trials(self) -> list[Trial]:

@@ -103,6 +103,7 @@ class Store:
             for suffix in ("", "-wal", "-shm", "-journal"):  # left over from a run that was killed while making it
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
             with cls(connect(temporary, "create"), read_only=False) as unfinished:
+                unfinished.where = str(path)
                 unfinished._make_tables()
                 unfinished._checkpoint()
             place(temporary, path)

@@ -206,7 +206,10 @@ class _Report:
         return "".join(parts)
 
     def _setting(self) -> str:
-        environment = getattr(self.run, "environment", {}) or {}
+        try:
+            environment = getattr(self.run, "environment", {}) or {}
+        except NasError as error:  # damaged: said in its place, the report goes on
+            environment = {"not readable": str(error)}
         machine = key_values([(key, clean_text(str(value))) for key, value in _flat(environment)])
         config = pre(clean_text(tomli_w.dumps(self.config)))
         return f'<div class="pair"><div><h3>Config</h3>{config}</div><div><h3>Environment</h3>{machine}</div></div>'
@@ -216,7 +219,7 @@ class _Report:
     def _plan(self, trial: int) -> list[Operation] | None:
         try:
             return read_plan(self.run.plan_frame(trial))
-        except (NasError, OSError, ValueError):
+        except (NasError, OSError, ValueError, TypeError):
             return None
 
     def _curve(self, trial: int) -> list[dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -181,6 +183,16 @@ def test_an_unwritable_place_is_one_clear_error_and_leaves_nothing(tmp_path):
     with pytest.raises(RunError, match="the report cannot be written"):
         write_report(synthetic_run(2), tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_on_a_read_only_disk_the_report_still_fails_with_one_clear_error(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(RunError, match=r"report\.html: the report cannot be written: Read-only file system"):
+        write_report(synthetic_run(2), tmp_path / "report.html")
 
 
 def test_a_report_is_replaced_as_a_whole(tmp_path):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nas.artifacts import write_artifacts
 from nas.config import load_config
+from nas.errors import RunError
 from nas.report.html import render_report
 from nas.report.plots import save_front
 from nas.report.show import print_trial, save_drawing
@@ -84,3 +85,24 @@ def test_a_trial_is_shown(run):
 def test_tables_and_picture_come_from_the_folder(run):
     assert len(format_frame(run.frame(), "csv").splitlines()) >= 1 + 6
     assert save_front(run, run.folder / "front.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[1, 2]"])
+def test_a_damaged_environment_is_named_and_the_report_goes_on(run, content):
+    path = run.folder / "environment.json"
+    path.write_bytes(content)
+    try:
+        with pytest.raises(RunError, match=r"environment\.json: damaged"):
+            _ = run.environment
+        assert "environment.json: damaged" in render_report(run)
+    finally:
+        path.unlink()
+    assert run.environment == {}
+
+
+@pytest.mark.parametrize("number", [6, -1, 2**63, -(2**63) - 1, 10**30, float("inf")])
+def test_a_number_no_trial_has_is_said_however_large(run, number):
+    with pytest.raises(RunError, match="no trial"):
+        run.trial(number)
+    with pytest.raises(RunError, match="no trial"):
+        run.plan_frame(number)

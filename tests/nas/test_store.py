@@ -12,6 +12,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -574,6 +575,80 @@ def test_a_disk_that_is_really_full_leaves_a_database_that_opens(tmp_path: Path)
             Store.create(mount / "other.db")
     finally:
         subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+@pytest.mark.parametrize("step", ["write", "checkpoint"])
+def test_a_creation_that_fails_names_the_place_and_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Store) -> None:
+        raise store_module.explain(sqlite3.OperationalError("database or disk is full"), str(tmp_path / "run.db"))
+
+    monkeypatch.setattr(Store, {"write": "_make_tables", "checkpoint": "_checkpoint"}[step], full)
+    with pytest.raises(RunError, match=r"run\.db: the disk is full"):
+        Store.create(tmp_path / "run.db")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    Store.create(tmp_path / "run.db").close()
+
+
+def test_a_new_file_is_whole_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever closing does: the file that is placed needs no log."""
+    whole: list[bool] = []
+
+    def look(temporary: Path, final: Path) -> None:
+        copy = shutil.copy(temporary, tmp_path / "copy.db")  # without a log
+        with Store.open(copy) as alone:
+            whole.append(alone.trials() == [])
+        place(temporary, final)
+
+    place = store_module.place
+    monkeypatch.setattr(store_module, "place", look)
+    monkeypatch.setattr(Store, "close", lambda self: None)
+    made = Store.create(tmp_path / "run.db")
+    monkeypatch.undo()
+    made.close()
+    assert whole == [True]
+
+
+def test_a_log_that_cannot_be_emptied_is_an_error(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "run.db") as store:
+        reader = sqlite3.connect(tmp_path / "run.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        store.set_meta("more", 1)
+        with store._engine.connect() as connection:
+            connection.exec_driver_sql("ROLLBACK")
+            connection.exec_driver_sql("PRAGMA busy_timeout = 10")
+        with pytest.raises(RunError, match="cannot be written out"):
+            store._checkpoint()
+        reader.close()
+
+
+def test_on_a_disk_of_any_size_a_run_is_created_whole_or_not_at_all(tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    size, step = 512 * 1024, 16 * 1024
+    made = os.getuid() == 0 and shutil.which("mount") is not None
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(mount)]
+    if not made or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    outcomes = set()
+    try:
+        for free in range(0, 320 * 1024, step):
+            (mount / "filler").write_bytes(b"x" * (size - free))
+            with suppress(RunError):  # opening it once it was placed may fail too: it is whole then
+                Store.create(mount / "run.db").close()
+            left = {path.name for path in mount.iterdir()} - {"filler"}
+            assert left <= {"run.db"}
+            (mount / "filler").unlink()
+            if left:
+                Store.open(mount / "run.db").close()
+                (mount / "run.db").unlink()
+            outcomes.add(bool(left))
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)
+    assert outcomes == {False, True}
 
 
 # -- cost ---------------------------------------------------------------------------------------------------------------------

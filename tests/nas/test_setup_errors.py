@@ -13,12 +13,17 @@ from nas.executors.task import describe, setup_error
 TASK = "tests.nas.executor_tasks"
 
 
-@pytest.mark.parametrize("kind", [InlineExecutor, LocalExecutor])
-def test_a_setup_that_raises_is_told_by_its_own_last_line_and_no_traceback(kind) -> None:
-    with pytest.raises(EvaluationFailed) as caught, kind(f"{TASK}:setup_raises", {}) as executor:
+def run_one(kind: type[InlineExecutor] | type[LocalExecutor]) -> None:
+    with kind(f"{TASK}:setup_raises", {}) as executor:
         executor.submit(Job(0, 1, {}))
         for _ in range(40):
             executor.poll(0.5)
+
+
+@pytest.mark.parametrize("kind", [InlineExecutor, LocalExecutor])
+def test_a_setup_that_raises_is_told_by_its_own_last_line_and_no_traceback(kind) -> None:
+    with pytest.raises(EvaluationFailed) as caught:
+        run_one(kind)
     text = str(caught.value)
     assert text.endswith("no trial was run: ValueError: no such thing as luck")
     assert "Traceback" not in text

@@ -95,7 +95,7 @@ def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
     if not path.is_file():
         raise RunError(f"trial {trial} has no plan ({path} is missing): it failed before it was measured")
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, dtype={"op": str})  # an operation called 0 is no number
     except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors, undecodable bytes too
         raise RunError(f"{path}: damaged: {error}") from error
     if not {"op", "kind"} <= set(frame.columns):

@@ -26,7 +26,16 @@ import numpy.typing as npt
 
 from ops.formats import CSR
 
-__all__ = ["LANES", "Layout", "conv_offsets", "conv_source_layout", "default_layout", "from_lanes", "to_lanes"]
+__all__ = [
+    "LANES",
+    "Layout",
+    "conv_offsets",
+    "conv_source_layout",
+    "default_layout",
+    "from_lanes",
+    "padded_pitch",
+    "to_lanes",
+]
 
 LANES = 16
 FLOAT = 4  # bytes
@@ -141,6 +150,15 @@ class Layout:
         lane = (image * self.grid[0] + lane_y) * self.grid[1] + lane_x
         tile = self.origin + group * self.group_step + tile_y * self.row_step + tile_x * self.tile_step
         return tile + c * LANES + lane
+
+
+def padded_pitch(channels: int) -> int:
+    """Channels from tile to tile that keep the same channel of neighbouring tiles out of the same cache sets.
+
+    With 64 channels, tiles are 4 KB apart and 8 of them fight for one set of a first-level cache: 64 -> 64 channels, 3x3 on
+    56x56, density 0.1 took 570 us at pitch 64, 335 at 65, 325 from 67 on.
+    """
+    return next(p for p in range(channels, channels + 8) if p % 8 in (3, 5))
 
 
 def default_layout(batch: int, channels: int, height: int, width: int) -> Layout:

@@ -10,33 +10,31 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ops.kernels.crew import crew, run_alone
 from ops.kernels.step import KernelStep
-from ops.kernels.vector import call_kernel, jit
 
 __all__ = ["Program", "run_step"]
 
 
-@jit
-def run_all(program, thread, threads):
-    """program: (function, descriptor) addresses of each step."""
-    for i in range(program.shape[0] // 2):
-        call_kernel(program[2 * i], program[2 * i + 1], thread, threads)
-
-
 class Program:
-    """Bound steps; calling it runs them in order on the calling thread.
+    """Bound steps; calling it runs them in order.
 
     Args:
         steps: prepared kernels, with the descriptor each was bound to.
+        threads: that share the work of every step.
     """
 
-    def __init__(self, steps: Sequence[tuple[KernelStep, npt.NDArray[np.int64]]]) -> None:
+    def __init__(self, steps: Sequence[tuple[KernelStep, npt.NDArray[np.int64]]], threads: int = 1) -> None:
         self._steps = list(steps)  # keeps weights and descriptors alive
         pairs = [(step.address, descriptor.ctypes.data) for step, descriptor in self._steps]
         self._program = np.array(pairs, np.int64).reshape(-1)
+        self._crew = crew(threads) if threads > 1 else None
 
     def __call__(self) -> None:
-        run_all(self._program, 0, 1)
+        if self._crew is None:
+            run_alone(self._program, 0, 1)
+        else:
+            self._crew.run(self._program)
 
 
 def run_step(
@@ -51,4 +49,4 @@ def run_step(
     descriptor = step.bind([a.ctypes.data for a in inputs], output.ctypes.data, room)
     pair = np.array([step.address, descriptor.ctypes.data], np.int64)
     for thread in range(threads):
-        run_all(pair, thread, threads)
+        run_alone(pair, thread, threads)

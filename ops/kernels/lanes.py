@@ -31,6 +31,7 @@ __all__ = [
     "Layout",
     "conv_offsets",
     "conv_source_layout",
+    "covered",
     "default_layout",
     "from_lanes",
     "padded_pitch",
@@ -161,24 +162,36 @@ def padded_pitch(channels: int) -> int:
     return next(p for p in range(channels, channels + 8) if p % 8 in (3, 5))
 
 
-def default_layout(batch: int, channels: int, height: int, width: int) -> Layout:
+def default_layout(batch: int, channels: int, height: int, width: int, cover: tuple[int, int] = (1, 1)) -> Layout:
     """The layout with the fewest tiles; ties prefer a 4 x 4 grid, then few images in the lanes, then square blocks.
 
     At batch 1 and sizes divisible by 4 this is always 4 x 4 blocks, so that networks that halve their resolution need no
     conversion in between.
+
+    Args:
+        cover: (height, width) the blocks must cover at least: for the result of a convolution that shrinks the image, the size
+            of its input divided by the stride (`conv_source_layout` then finds blocks for the input).
     """
-    return min(_layouts(batch, channels, height, width), key=lambda layout: (layout.tiles, _preference(layout)))
+    layouts = _layouts(batch, channels, height, width, cover)
+    return min(layouts, key=lambda layout: (layout.tiles, _preference(layout)))
 
 
-def _layouts(batch: int, channels: int, height: int, width: int) -> list[Layout]:
+def _layouts(batch: int, channels: int, height: int, width: int, cover: tuple[int, int]) -> list[Layout]:
     found = []
+    tall, wide = max(height, cover[0]), max(width, cover[1])
     for images in {1, 2, 4, 8, 16}:
         if images > 1 and images >= 2 * batch:
             continue
         for gh, gw in product(range(1, LANES + 1), repeat=2):
-            if images * gh * gw <= LANES and gh <= height and gw <= width:
-                found.append(Layout(batch, channels, height, width, images, (gh, gw)))
+            if images * gh * gw <= LANES and gh <= tall and gw <= wide:
+                block = (-(-tall // gh), -(-wide // gw))
+                found.append(Layout(batch, channels, height, width, images, (gh, gw), block))
     return found
+
+
+def covered(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """What the blocks of a sliding window's result must cover, for an input of `size`."""
+    return -(-size[0] // stride[0]), -(-size[1] // stride[1])
 
 
 def _preference(layout: Layout) -> tuple[float, ...]:

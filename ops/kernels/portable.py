@@ -31,7 +31,7 @@ LEAST_PER_ROW = 10  # kept weights per output channel and chunk that pay for rel
 
 _FIELDS = (
     *("x", "y", "residual", "tiles", "pointers", "offsets", "values", "bias"),
-    *("n_tiles", "rows", "chunks", "activation", "has_residual", "width", "by_rows"),
+    *("n_groups", "rows", "chunks", "activation", "has_residual", "groups"),
 )
 
 
@@ -287,16 +287,16 @@ def _span1(d, table, row, end, chunk):
 
 @kernel
 def portable_conv(d, thread, threads):
-    """All tiles, chunks and output channels of this thread's share; fields: `_FIELDS`."""
-    tiles, rows, chunks = d[8], d[9], d[10]
-    tile, last_tile, row, last_row = 0, tiles, 0, rows
-    if d[14]:
+    """This thread's share of the tiles, or of the output channels where there are few tiles; fields: `_FIELDS`."""
+    groups, rows, chunks = d[8], d[9], d[10]
+    group, last_group, row, last_row = 0, groups, 0, rows
+    if groups < 4 * threads:
         row, last_row = rows * thread // threads, rows * (thread + 1) // threads
     else:
-        tile, last_tile = tiles * thread // threads, tiles * (thread + 1) // threads
-    while tile < last_tile:
-        at_once = _at_once(last_tile - tile, d[13])
-        table = d[3] + 24 * tile
+        group, last_group = groups * thread // threads, groups * (thread + 1) // threads
+    while group < last_group:
+        at_once = read_i64(d[13] + 16 * group)
+        table = d[3] + 24 * read_i64(d[13] + 16 * group + 8)
         for chunk in range(chunks):
             if at_once == 8:
                 _span8(d, table, row, last_row, chunk)
@@ -308,15 +308,19 @@ def portable_conv(d, thread, threads):
                 _span2(d, table, row, last_row, chunk)
             else:
                 _span1(d, table, row, last_row, chunk)
-        tile += at_once
+        group += 1
 
 
-@jit
-def _at_once(left, width):
-    """How many of `left` tiles to take next: sevens where they come out even."""
-    if width >= 8 and left >= 7:
-        return 7 if left % 7 == 0 or left % 8 == 7 else 8 if left >= 8 else 7
-    return 4 if width >= 4 and left >= 4 else 2 if left >= 2 else 1
+def tile_groups(tiles: int, widest: int) -> npt.NDArray[np.int64]:
+    """int64[groups, 2]: how many tiles to take at once (8, 7, 4, 2 or 1; sevens where they come out even) and the first."""
+    groups, first = [], 0
+    while first < tiles:
+        left = tiles - first
+        sizes = [n for n in (8, 7, 4, 2, 1) if n <= min(left, widest)]
+        seven = 7 in sizes and (left % 7 == 0 or left % 8 == 7)
+        groups.append((7 if seven else sizes[0], first))
+        first += groups[-1][0]
+    return np.array(groups, np.int64)
 
 
 def tile_table(
@@ -388,6 +392,7 @@ def portable_conv_step(
     np.cumsum(counts, out=pointers[1:])
     packed = {
         "tiles": aligned(tile_table(source, target, residual, stride)),
+        "groups": aligned(many := tile_groups(target.tiles, WIDEST[isa()])),
         "pointers": aligned(pointers),
         "offsets": aligned(offsets[order].astype(np.int32)),
         "values": aligned(weight.values[order]),
@@ -395,8 +400,10 @@ def portable_conv_step(
     }
     numbers = {
         **{name: array.ctypes.data for name, array in packed.items()},
-        **{"n_tiles": target.tiles, "rows": rows, "chunks": chunks, "activation": ACTIVATIONS[activation]},
-        **{"has_residual": int(residual is not None), "width": WIDEST[isa()], "by_rows": int(target.tiles < 16)},
+        **{"n_groups": len(many), "rows": rows, "chunks": chunks, "activation": ACTIVATIONS[activation]},
+        **{
+            "has_residual": int(residual is not None),
+        },
     }
     template = np.array([numbers.get(name, 0) for name in _FIELDS], np.int64)
     slots = (0,) if residual is None else (0, 2)

@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; 0, or 1 if a contender computed something wrong or failed, or 2 for wrong arguments."""
+    """Run it; 0, or 1 if one of ours failed or computed something wrong, or 2 for wrong arguments."""
     p = parser()
     chosen = p.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"written: {chosen.out}")
     for problem in contenders.problems:
         console.print(f"[red]{problem.row}: {problem.contender}:[/] {problem.text}", soft_wrap=True, markup=True)
-    return 1 if contenders.problems else 0
+    return 1 if any(problem.contender in paths for problem in contenders.problems) else 0
 
 
 def settings_of(quick: bool, rounds: int | None, threads: int) -> Settings:

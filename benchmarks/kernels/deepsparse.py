@@ -8,6 +8,7 @@ Start with `Worker(folder).load(network, x, threads)`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -77,10 +78,14 @@ class Worker:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by close)
         self._files = tempfile.TemporaryDirectory(prefix="deepsparse_")
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
-            [str(_python(folder)), "-m", "benchmarks.kernels.deepsparse_worker"],
+            [str(_python(self._folder)), "-m", "benchmarks.kernels.deepsparse_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -89,6 +94,7 @@ class Worker:
             env={**os.environ, **QUIET, "PYTHONPATH": str(ROOT)},
         )
         self._read()
+        return self._process
 
     def load(self, network: nn.Module, x: torch.Tensor, threads: int) -> Loaded:
         """As the engines in `engines.ENGINES`.
@@ -96,7 +102,10 @@ class Worker:
         Raises:
             Unsupported: DeepSparse refuses the network; with its words.
         """
-        folder = Path(self._files.name)
+        if self._process.poll() is not None:  # it crashes on some networks; whatever it had loaded is gone
+            self._end()
+            self._start()
+        process, folder = self._process, Path(self._files.name)
         path, data = folder / "network.onnx", folder / "x.npy"
         path.write_bytes(onnx_model(network, x))
         np.save(data, x.contiguous().numpy())
@@ -112,10 +121,14 @@ class Worker:
             self._ask(do="output", id=number, path=str(result))
             return np.asarray(np.load(result))
 
-        def close() -> None:
-            self._ask(do="close", id=number)
+        def alive() -> bool:
+            return process is self._process and process.poll() is None
 
-        return Loaded(_Remote(self, number), output, close)
+        def close() -> None:
+            if alive():
+                self._ask(do="close", id=number)
+
+        return Loaded(_Remote(self, number), output, close, alive)
 
     def burst(self, number: int, settings: Settings) -> float:
         """Seconds of one call of a loaded network, by the worker's own clock."""
@@ -123,29 +136,39 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        self._end()
+        self._errors.close()
+        self._files.cleanup()
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._process.stdout is not None
         self._process.stdout.close()
-        self._errors.close()
-        self._files.cleanup()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # read says how it ended
+            print(json.dumps(request), file=self._process.stdin, flush=True)
         return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
+            code = self._process.wait()
             self._errors.seek(0)
-            raise RuntimeError(f"the DeepSparse process ended: {self._errors.read()[-2000:].strip()}")
+            said = [part.strip() for part in self._errors.read().splitlines() if part.strip()]
+            asserted = [part for part in said if part.startswith("Assertion")]
+            raise RuntimeError(
+                f"the DeepSparse process ended with code {code}: {' / '.join(asserted[-1:] or said[-3:])}"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"DeepSparse: {answer['error']}")

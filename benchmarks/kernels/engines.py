@@ -33,11 +33,12 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in an engine: what to time, what it computes, and how to let it go."""
+    """A network in an engine: what to time, what it computes, how to let it go, and whether it can still be timed."""
 
     clocked: Clocked
     output: Callable[[], np.ndarray]
     close: Callable[[], None] = lambda: None
+    alive: Callable[[], bool] = lambda: True
 
 
 def missing(name: str) -> str | None:

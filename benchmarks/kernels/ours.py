@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import tempfile
 import time
@@ -21,8 +22,9 @@ from benchmarks.kernels.protocol import InProcess
 from hw_models.latency import measure_latency
 from hw_models.measure import Measurer
 from hw_models.tables import LayerTable
+from ops.layers import SparseConv2d, SparseLinear
 from ops.plan import LAYER_KINDS, Plan, PlannedOp, lower
-from ops.runtime import KERNELS, Runtime
+from ops.runtime import Runtime
 
 __all__ = ["known_paths", "load", "plan_for", "runtime_bytes"]
 
@@ -30,10 +32,19 @@ BETWEEN = "lanes"  # of operations that are no layers
 
 
 def known_paths() -> list[str]:
-    """Names `load` takes: the kernels of sparse layers, and "auto"."""
+    """Names `load` takes: every kernel that is legal for a sparse layer but torch's, and "auto"."""
+    names: set[str] = set()
+
+    def listen(op: PlannedOp, legal: list[str]) -> str:
+        if op.kind in LAYER_KINDS:
+            names.update(legal)
+        return legal[0]
+
+    layers = [SparseConv2d(16, 16, 3, padding=1, density=0.5), nn.Flatten(), SparseLinear(16 * 16, 16, density=0.5)]
+    lower(nn.Sequential(*layers).eval(), torch.zeros(1, 16, 4, 4)).with_kernels(listen)
     order = ["portable", "specialised"]
-    names = sorted(set(KERNELS) - {"torch", BETWEEN}, key=lambda n: (order.index(n) if n in order else len(order), n))
-    return [*names, "auto"]
+    ours = sorted(names - {"torch"}, key=lambda n: (order.index(n) if n in order else len(order), n))
+    return [*ours, "auto"]
 
 
 def plan_for(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> Plan:
@@ -60,7 +71,7 @@ def plan_for(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> Pl
 
 def load(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> Loaded:
     """A runtime of the network on one of the `known_paths`; `network` is not kept."""
-    runtime = Runtime(plan_for(network, x, path, threads))
+    runtime = make_runtime(plan_for(network, x, path, threads), threads)
 
     def output() -> np.ndarray:
         return np.asarray(runtime(x))
@@ -68,10 +79,17 @@ def load(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> Loaded
     return Loaded(InProcess(lambda: runtime(x)), output)
 
 
-def packing_seconds(plan: Plan) -> tuple[Runtime, float]:
+def make_runtime(plan: Plan, threads: int) -> Runtime:
+    """A runtime that uses so many threads, if runtimes of this version can be told."""
+    if "threads" in inspect.signature(Runtime).parameters:
+        return Runtime(plan, threads=threads)  # type: ignore[call-arg,unused-ignore]
+    return Runtime(plan)
+
+
+def packing_seconds(plan: Plan, threads: int) -> tuple[Runtime, float]:
     """A runtime and how long making it took: packing of weights and making of code, after kernels are compiled."""
     start = time.perf_counter()
-    runtime = Runtime(plan)
+    runtime = make_runtime(plan, threads)
     return runtime, time.perf_counter() - start
 
 

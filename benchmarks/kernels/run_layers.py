@@ -130,6 +130,7 @@ def _session(
             row = f"{case.name} {pattern} {density:g} batch {batch}"
             if (both := _both(contenders, name, networks, x, row)) is not None:
                 loaded[key] = both
+    loaded = {key: both for key, both in loaded.items() if all(one.alive() for one in both)}
     label = f"{case.name} batch {batch}: timing {len(loaded)} contenders"
     pairs_of_chains: dict[str, tuple[Clocked, Clocked]] = {
         "|".join(map(str, key)): (both[0].clocked, both[1].clocked) for key, both in loaded.items()

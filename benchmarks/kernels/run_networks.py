@@ -67,7 +67,9 @@ def _row(
             else:
                 one = contenders.load(contender, network, x)
             wrong = difference(one.output(), expected)
-        except Unsupported:
+        except Unsupported as reason:
+            if contender == "deepsparse":
+                contenders.problems.append(Problem(f"{name} {density:g}", contender, str(reason)))
             continue
         except Exception as error:
             contenders.problems.append(Problem(f"{name} {density:g}", contender, f"{type(error).__name__}: {error}"))
@@ -88,10 +90,10 @@ def _row(
 
 
 def _ours(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> tuple[Loaded, dict[str, float]]:
-    """A runtime, checked to be made twice: the second making has everything compiled, and is the packing time."""
+    """A runtime, made twice: the second time everything is compiled, and its making is the packing time."""
     plan = ours.plan_for(network, x, path, threads)
-    ours.packing_seconds(plan)[0](x)
-    runtime, seconds = ours.packing_seconds(plan)
+    ours.packing_seconds(plan, threads)[0](x)
+    runtime, seconds = ours.packing_seconds(plan, threads)
     facts = {f"{path}_packing_s": seconds}
     facts |= {f"{path}_{name}": value for name, value in ours.runtime_bytes(runtime).items() if not math.isnan(value)}
     return Loaded(InProcess(lambda: runtime(x)), lambda: np.asarray(runtime(x))), facts
@@ -115,8 +117,9 @@ def with_ratios(rows: Sequence[Mapping[str, Any]], paths: Sequence[str]) -> pd.D
 
 
 def shown(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
-    """The columns for the screen."""
+    """What goes to the screen: a column per network."""
     times = [c for c in frame.columns if c.endswith("_ms") and c != "best_dense_ms"]
     ratios = [c for c in frame.columns if "_x_" in c]
     more = [c for c in frame.columns if c.endswith(("_packing_s", "_bytes"))]
-    return frame[["network", "density", *times, "best_dense", *ratios, "target", "verdict", *more]]
+    chosen = frame[["density", *times, "best_dense", *ratios, "target", "verdict", *more]]
+    return chosen.set_axis(list(frame["network"])).T.rename_axis("network").reset_index()

@@ -160,19 +160,17 @@ def _emit_block(
 
 
 @jit
-def _cut(count, channels, taps, blocks, rows, budget, chunk_of):
+def _cut(count, taps, blocks, loads, code_bytes, reads, chunk_of):
     """Chunk of each channel, so that chunks are alike in code bytes; returns their number.
 
-    count: kept weights per column (channel, tap); budget: (code bytes, columns, least kept weights per row) of a chunk."""
-    total, used, nnz = 0, 0, 0
-    for c in range(channels * taps):
+    count: kept weights per column (channel, tap); loads: of vectors of X by all blocks; code_bytes, reads: of a chunk, the
+    latter vectors of X per block."""
+    total = 0
+    for c in range(count.size):
         total += 8 * (count[c] + min(count[c], blocks))
-        used += count[c] > 0
-        nnz += count[c]
-    chunks = max(1, max(-(-total // budget[0]), -(-used // budget[1])))
-    chunks = max(1, min(chunks, nnz // max(1, rows * budget[2])))
+    chunks = max(1, max(-(-total // code_bytes), (2 * loads + blocks * reads) // (2 * blocks * reads)))
     done = 0
-    for channel in range(channels):
+    for channel in range(count.size // taps):
         size = 0
         for c in range(channel * taps, (channel + 1) * taps):
             size += 8 * (count[c] + min(count[c], blocks))
@@ -192,7 +190,7 @@ def emit(indptr, indices, values, bias, offsets, order, ranges, shape, budget, s
         order: int64[groups * columns], the columns in ascending order of their offsets.
         ranges: int64[n + 1], rows at which the ranges begin; a range has whole groups or lies within one.
         shape: int64 (groups, taps, rows at once).
-        budget: int64 (code bytes, columns, least kept weights per row) of a chunk.
+        budget: int64 (code bytes, vectors of Y and of X a row block touches) of a function, roughly.
         steps: int64, bytes to the next tile of X, Y and the residual.
         kind: int64 (activation, has residual).
         code: uint8, room for all code.
@@ -208,22 +206,28 @@ def emit(indptr, indices, values, bias, offsets, order, ranges, shape, budget, s
         np.zeros(offsets.size, np.int64),
         np.zeros(offsets.size, np.int64),
     )
-    chunk_of, visit = np.zeros(offsets.size // taps, np.int64), np.zeros(offsets.size, np.int64)
+    seen, chunk_of, visit = (
+        np.empty(offsets.size, np.int64),
+        np.zeros(offsets.size // taps, np.int64),
+        np.zeros(offsets.size, np.int64),
+    )
     state = np.zeros(3, np.int64)
     at, functions = 0, 0
     for r in range(ranges.size - 1):
         first, last = ranges[r], ranges[r + 1]
         low, high = first // rows_per_group * cols, -(-last // rows_per_group) * cols
         n_rows, nnz = last - first, indptr[last] - indptr[first]
-        count[low:high] = 0
+        blocks, loads = -(-n_rows // shape[2]), 0
+        count[low:high], seen[low:high] = 0, -1
         for row in range(first, last):
-            base = row // rows_per_group * cols
+            base, block = row // rows_per_group * cols, (row - first) * blocks // n_rows
             for e in range(indptr[row], indptr[row + 1]):
-                count[base + indices[e]] += 1
-        channels = (high - low) // taps
-        blocks = -(-n_rows // shape[2])
-        own = chunk_of[low // taps : low // taps + channels]
-        chunks = _cut(count[low:high], channels, taps, blocks, n_rows, budget, own)
+                c = base + indices[e]
+                count[c] += 1
+                loads += seen[c] != block
+                seen[c] = block
+        reads = max(1, max(budget[1] // 4, budget[1] - n_rows))
+        chunks = _cut(count[low:high], taps, blocks, loads, budget[0], reads, chunk_of[low // taps : high // taps])
         # columns by chunk, then offset
         heads = np.zeros(chunks + 1, np.int64)
         for c in range(low, high):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -62,16 +63,15 @@ class Tuning:
     Attributes:
         range_rows: output channels of a function, at most.
         code_bytes: of a function, roughly.
-        columns: input vectors a function reads per tile, at most; as many as stay in the first-level cache.
-        least_per_row: kept weights per output channel and function that pay for fetching and storing the sums.
+        vectors: of the output, and of the input per row block, that a function touches, roughly; they should stay in the
+            first-level cache beside the weights.
         rows_outside: finish a tile row before the next one is begun (True), or a function (False).
     """
 
-    range_rows: int = 256
+    range_rows: int = 150
     code_bytes: int = 1 << 20
-    columns: int = 384
-    least_per_row: int = 8
-    rows_outside: bool = True
+    vectors: int = 360
+    rows_outside: bool = False
 
 
 def specialised_available() -> bool:
@@ -163,12 +163,15 @@ class _Code:
 
 
 def _ranges(rows: int, groups: int, most: int) -> npt.NDArray[np.int64]:
-    """Rows at which ranges of at most about `most` rows begin: whole groups, or equal parts of one."""
+    """Rows at which ranges of at most about `most` rows begin: whole groups, or equal parts of one that make for few and full
+    row blocks."""
     per_group = rows // groups
     if per_group <= most:
-        together = -(-groups // max(1, round(rows / most)))
+        together = max(1, most // per_group)
+        together = -(-groups // -(-groups // together))
         return np.append(np.arange(0, groups, together) * per_group, rows).astype(np.int64)
-    parts = -(-per_group // most)
+    fewest = -(-per_group // most)
+    parts = min(range(fewest, 2 * fewest + 1), key=lambda n: n * ceil(ceil(per_group / n) / ROWS_AT_ONCE))
     inside = np.arange(parts) * per_group // parts
     return np.append((np.arange(groups)[:, None] * per_group + inside).reshape(-1), rows).astype(np.int64)
 
@@ -188,7 +191,7 @@ def _assemble(
     rows, nnz = weight.shape[0], weight.nnz
     ranges = _ranges(rows, groups, tuning.range_rows)
     at_once = ROWS_AT_ONCE - (activation == "silu")
-    cuts = min(nnz // tuning.least_per_row, 16 * nnz // tuning.code_bytes + nnz // tuning.columns)
+    cuts = 16 * nnz // tuning.code_bytes + 4 * nnz // tuning.vectors
     most = 2 * ranges.size + cuts  # functions; see emitter._cut
     code = np.empty(nnz * CODE_PER_WEIGHT + rows * CODE_PER_ROW + most * 128 + 4096, np.uint8)
     stream = np.empty(nnz + rows + most * 64, np.float32)
@@ -202,7 +205,7 @@ def _assemble(
         np.argsort(offsets, kind="stable"),
         ranges,
         np.array([groups, taps, at_once], np.int64),
-        np.array([tuning.code_bytes, tuning.columns, tuning.least_per_row], np.int64),
+        np.array([tuning.code_bytes, tuning.vectors], np.int64),
         np.array(steps, np.int64) * 4,
         np.array([ACTIVATIONS[activation], has_residual], np.int64),
         code,

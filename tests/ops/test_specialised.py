@@ -27,7 +27,7 @@ from ops.kernels.step import aligned
 pytestmark = pytest.mark.skipif(not specialised_available(), reason="needs x86-64 with AVX-512 and executable memory")
 
 ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
-TINY = Tuning(range_rows=40, code_bytes=600, columns=12, least_per_row=1, rows_outside=False)
+TINY = Tuning(range_rows=40, code_bytes=600, vectors=12, rows_outside=False)
 
 
 def _weight(rows: int, cols: int, density: float, edges: bool = True) -> tuple[torch.Tensor, CSR]:
@@ -137,7 +137,7 @@ def test_many_functions_equal_one():
     source = conv_source_layout(target, tuple(x.shape), *geometry)
     buffer = _poisoned(x, source)
     functions, results = [], []
-    for tuning in (Tuning(1000, 1 << 30, 10**6), Tuning(), Tuning(64, 24 * 1024), Tuning(30, 1000, 36, 1, False)):
+    for tuning in (Tuning(1000, 1 << 30, 10**6), Tuning(), Tuning(64, 24 * 1024), Tuning(30, 1000, 36, False)):
         step = specialised_conv_step(csr, (3, 3), b, *geometry[1:], 1, source, target, "silu", None, tuning)
         functions.append(len(step.arrays[2]))
         results.append(_run(step, [buffer], target))

@@ -78,7 +78,7 @@ class Case:
         unit: the layers of one repetition.
         residual: the unit's input is added to its output.
         patterns: of the masks.
-        densities: instead of the ones asked for; None takes those. An N:M pattern has its own density in any case.
+        densities: of the ones asked for these, if any, and 1 in any case if it is here; None takes all. An N:M pattern has its own.
         lengths: (short, long) numbers of units timed.
         batches: numbers of images.
         split: units per reported layer: 2 where a unit holds the reported layer and its transpose.
@@ -107,7 +107,10 @@ class Case:
 
     def pairs(self, densities: Sequence[float]) -> list[tuple[str, float]]:
         """(pattern, density) of every row of this case."""
-        wanted = list(self.densities or densities)
+        own = self.densities or ()
+        wanted = [d for d in own if d in densities] or list(densities)
+        if 1.0 in own and 1.0 not in wanted:
+            wanted.insert(0, 1.0)
         pairs: list[tuple[str, float]] = []
         for pattern in self.patterns:
             fixed = parse_pattern(pattern).fixed_density
@@ -228,15 +231,16 @@ def _depthwise(channels: int, size: int, kernel: int) -> Case:
     return Case(f"dw{kernel}_{channels}_{size}", "depthwise", size, unit, densities=(1.0, 0.5, 0.3, 0.1))
 
 
-def _linear(inputs: int, outputs: int) -> list[Case]:
+def _linear(
+    inputs: int, outputs: int, batches: tuple[int, ...], densities: tuple[float, ...] | None = None
+) -> list[Case]:
     """In a chain with its transpose (the weights come from the outer caches, as in a network), and alone and hot."""
-    there, back, batches = Layer(inputs, outputs, 0), Layer(outputs, inputs, 0), (1, 8, 64)
+    there, back = Layer(inputs, outputs, 0), Layer(outputs, inputs, 0)
     square, name = inputs == outputs, f"linear_{inputs}_{outputs}"
     unit, lengths, split = ((there,), (1, 3), 1) if square else ((there, back), (1, 2), 2)
-    return [
-        Case(name, "linear", 0, unit, lengths=lengths, batches=batches, split=split),
-        Case(f"{name}_alone", "linear, alone", 0, (there,), lengths=(0, 1), batches=batches),
-    ]
+    chained = Case(name, "linear", 0, unit, densities=densities, lengths=lengths, batches=batches, split=split)
+    alone = Case(f"{name}_alone", "linear alone", 0, (there,), densities=densities, lengths=(0, 1), batches=batches)
+    return [chained, alone]
 
 
 def _separable(channels: int, size: int, kernel: int, dilation: int = 1) -> Case:
@@ -287,8 +291,8 @@ CASES: tuple[Case, ...] = (
         for c, s, k in [(144, 56, 3), (192, 28, 3), (384, 14, 3), (36, 32, 3), (36, 32, 5), (72, 16, 3)]
     ),
     *(_depthwise(c, s, k) for c, s, k in [(72, 16, 5), (144, 8, 5)]),
-    *_linear(1024, 1000),
-    *_linear(4096, 4096),
+    *_linear(1024, 1000, (1, 8, 64)),
+    *_linear(4096, 4096, (1, 64), (0.5, 0.2, 0.1, 0.05, 0.01)),
     *(_separable(c, s, k) for c, s, k in [(36, 32, 3), (72, 16, 5), (144, 8, 3)]),
     _separable(36, 32, 5, dilation=2),
     _odd("c3s2_64_56", 56, Layer(64, 128, 3, stride=2), lengths=(0, 1)),

@@ -94,9 +94,9 @@ def packing_seconds(plan: Plan, threads: int) -> tuple[Runtime, float]:
 
 
 def runtime_bytes(runtime: Runtime) -> dict[str, float]:
-    """What a runtime says about its memory, in bytes; NaN for what it does not say."""
+    """What a runtime says about its memory: bytes of packed weights, and of its working memory; NaN for what it does not say."""
     nan = float("nan")
-    return {name: float(getattr(runtime, name, nan)) for name in ("packed_bytes", "arena_bytes", "nbytes")}
+    return {name: float(getattr(runtime, name, nan)) for name in ("nbytes", "arena_nbytes")}
 
 
 @functools.cache

@@ -96,6 +96,7 @@ def _ours(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> tuple
     runtime, seconds = ours.packing_seconds(plan, threads)
     facts = {f"{path}_packing_s": seconds}
     facts |= {f"{path}_{name}": value for name, value in ours.runtime_bytes(runtime).items() if not math.isnan(value)}
+    facts["largest_map_nbytes"] = max(4.0 * math.prod(op.output_shape) for op in plan.ops)
     return Loaded(InProcess(lambda: runtime(x)), lambda: np.asarray(runtime(x))), facts
 
 
@@ -120,6 +121,6 @@ def shown(frame: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
     """What goes to the screen: a column per network."""
     times = [c for c in frame.columns if c.endswith("_ms") and c != "best_dense_ms"]
     ratios = [c for c in frame.columns if "_x_" in c]
-    more = [c for c in frame.columns if c.endswith(("_packing_s", "_bytes"))]
+    more = [c for c in frame.columns if c.endswith(("_packing_s", "nbytes"))]
     chosen = frame[["density", *times, "best_dense", *ratios, "target", "verdict", *more]]
     return chosen.set_axis(list(frame["network"])).T.rename_axis("network").reset_index()

@@ -9,28 +9,58 @@ Encodings follow the Intel 64 and IA-32 Architectures Software Developer's Manua
 compressed displacement disp8*N) and the instructions' own pages. `tests/ops/test_assembler.py` compares every form with a
 disassembler.
 
-Start with `fma_broadcast`; all vector instructions go through `evex`.
+Start with `registers`, `vector` and `scalar`, the three kinds of vector instruction.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from ops.kernels.vector import jit
 
 __all__ = [
     *("LONGEST", "RAX", "RCX", "RDX", "RSI", "RDI", "R8", "R10"),
-    *("ADD", "DIVIDE", "MAXIMUM", "MINIMUM", "MULTIPLY"),
-    *("add_immediate", "broadcast", "clear", "decrement", "fma213_broadcast", "fma_broadcast", "jump_back", "lea"),
-    *("load_zmm", "packed", "packed_broadcast", "packed_load", "return_", "round_down", "scale_by_power", "store_zmm"),
+    *(
+        "ADD",
+        "BROADCAST",
+        "DIVIDE",
+        "FMA213",
+        "FMA231",
+        "LOAD",
+        "MAXIMUM",
+        "MINIMUM",
+        "MULTIPLY",
+        "ROUND",
+        "SCALE",
+        "STORE",
+        "XOR",
+    ),
+    *(
+        "add_immediate",
+        "decrement",
+        "jump_back",
+        "lea",
+        "prefetch",
+        "prefetch_ahead",
+        "registers",
+        "return_",
+        "scalar",
+        "vector",
+    ),
 ]
 
 LONGEST = 11  # bytes
-RAX, RCX, RDX, RSI, RDI, R8, R10 = 0, 1, 2, 6, 7, 8, 10
-# opcodes of a packed single operation in map 0F
-ADD, MULTIPLY, MINIMUM, DIVIDE, MAXIMUM = 0x58, 0x59, 0x5D, 0x5E, 0x5F
+# Constants are numpy's: Numba compiles a function anew for every Python integer it is called with.
+RAX, RCX, RDX, RSI, RDI, R8, R10 = map(np.int64, (0, 1, 2, 6, 7, 8, 10))
+# Operations on zmm registers: opcode map, the prefix bits pp and opcode in one number.
+LOAD, STORE, ADD, MULTIPLY, MINIMUM, DIVIDE, MAXIMUM = map(
+    np.int64, (0x10010, 0x10011, 0x10058, 0x10059, 0x1005D, 0x1005E, 0x1005F)
+)
+XOR, FMA231, FMA213, SCALE, BROADCAST, ROUND = map(np.int64, (0x101EF, 0x201B8, 0x201A8, 0x2012C, 0x20118, 0x30108))
 
-_NONE, _66 = 0, 1  # the prefix bits pp
-_0F, _0F38, _0F3A = 1, 2, 3  # the opcode map
-_VECTOR_BYTES, _FLOAT_BYTES = 64, 4
+_LEA, _ADD_SHORT, _ADD_LONG, _DECREMENT = map(np.int64, (0x8D, 0x83, 0x81, 0xFF))
+_BYTE, _FLOAT_BYTES, _VECTOR_BYTES = map(np.int64, (1, 4, 64))
+_NO, _YES, _FOUR, _PREFETCHT1 = map(np.int64, (0, 1, 4, 2))
 
 
 @jit
@@ -57,104 +87,51 @@ def memory(code, at, register, base, displacement, unit):
         code[at] = 0x24
         at += 1
     if mode == 1:
-        return little_endian(code, at, displacement // unit, 1)
-    return little_endian(code, at, displacement, 4) if mode == 2 else at
+        return little_endian(code, at, displacement // unit, _BYTE)
+    return little_endian(code, at, displacement, _FOUR) if mode == 2 else at
 
 
 @jit
-def evex(code, at, opcode_map, prefix, opcode, register, second, extended, high, is_broadcast):
+def evex(code, at, operation, register, second, extended, high, is_broadcast):
     """The four EVEX bytes (512 bits, W = 0, no mask) and the opcode. `register` is ModRM.reg, `second` the operand in vvvv,
     `extended` and `high` bits 3 and 4 of ModRM.rm (bit 4 only of a vector register)."""
     code[at] = 0x62
     inverted = (~register >> 3 & 1) << 7 | (~high & 1) << 6 | (~extended & 1) << 5 | (~register >> 4 & 1) << 4
-    code[at + 1] = inverted | opcode_map
-    code[at + 2] = (~second & 15) << 3 | 4 | prefix
+    code[at + 1] = inverted | operation >> 16
+    code[at + 2] = (~second & 15) << 3 | 4 | operation >> 8 & 3
     code[at + 3] = 2 << 5 | is_broadcast << 4 | (~second >> 4 & 1) << 3
-    code[at + 4] = opcode
+    code[at + 4] = operation & 0xFF
     return at + 5
 
 
 @jit
-def with_memory(code, at, opcode_map, prefix, opcode, register, second, base, displacement, is_broadcast, unit):
-    """An EVEX instruction whose last operand is [base + displacement]."""
-    at = evex(code, at, opcode_map, prefix, opcode, register, second, base >> 3 & 1, 0, is_broadcast)
-    return memory(code, at, register, base, displacement, unit)
+def registers(code, at, operation, register, second, third):
+    """<operation> register, second, third
 
-
-@jit
-def with_register(code, at, opcode_map, prefix, opcode, register, second, third):
-    """An EVEX instruction whose last operand is a zmm register."""
-    at = evex(code, at, opcode_map, prefix, opcode, register, second, third >> 3 & 1, third >> 4 & 1, 0)
+    MINIMUM and MAXIMUM give `third` where either is NaN; XOR of a register with itself clears it; FMA231: register += second ·
+    third; FMA213: register = register · second + third; SCALE: second · 2^floor(third); ROUND: the largest whole number not
+    above `third` (`second` is 0)."""
+    at = evex(code, at, operation, register, second, third >> 3 & 1, third >> 4 & 1, _NO)
     code[at] = 0xC0 | (register & 7) << 3 | third & 7
+    if operation == ROUND:
+        code[at + 1] = 9  # towards minus infinity, inexact not signalled
+        return at + 2
     return at + 1
 
 
 @jit
-def load_zmm(code, at, register, base, displacement):
-    """vmovups register, [base + displacement]"""
-    return with_memory(code, at, _0F, _NONE, 0x10, register, 0, base, displacement, 0, _VECTOR_BYTES)
+def vector(code, at, operation, register, second, base, displacement):
+    """<operation> register, second, [base + displacement]; `second` is 0 for LOAD, and for STORE, which writes the register."""
+    at = evex(code, at, operation, register, second, base >> 3 & 1, _NO, _NO)
+    return memory(code, at, register, base, displacement, _VECTOR_BYTES)
 
 
 @jit
-def store_zmm(code, at, register, base, displacement):
-    """vmovups [base + displacement], register"""
-    return with_memory(code, at, _0F, _NONE, 0x11, register, 0, base, displacement, 0, _VECTOR_BYTES)
-
-
-@jit
-def broadcast(code, at, register, base, displacement):
-    """vbroadcastss register, [base + displacement]"""
-    return with_memory(code, at, _0F38, _66, 0x18, register, 0, base, displacement, 0, _FLOAT_BYTES)
-
-
-@jit
-def clear(code, at, register):
-    """vpxord register, register, register"""
-    return with_register(code, at, _0F, _66, 0xEF, register, register, register)
-
-
-@jit
-def fma_broadcast(code, at, register, second, base, displacement):
-    """vfmadd231ps register, second, [base + displacement]{1to16}: register += second · float"""
-    return with_memory(code, at, _0F38, _66, 0xB8, register, second, base, displacement, 1, _FLOAT_BYTES)
-
-
-@jit
-def fma213_broadcast(code, at, register, second, base, displacement):
-    """vfmadd213ps register, second, [base + displacement]{1to16}: register = register · second + float"""
-    return with_memory(code, at, _0F38, _66, 0xA8, register, second, base, displacement, 1, _FLOAT_BYTES)
-
-
-@jit
-def packed(code, at, operation, register, second, third):
-    """vaddps and the like: register = second <operation> third; MINIMUM and MAXIMUM give `third` where either is NaN."""
-    return with_register(code, at, _0F, _NONE, operation, register, second, third)
-
-
-@jit
-def packed_load(code, at, operation, register, second, base, displacement):
-    """The same with a vector in memory as the third operand."""
-    return with_memory(code, at, _0F, _NONE, operation, register, second, base, displacement, 0, _VECTOR_BYTES)
-
-
-@jit
-def packed_broadcast(code, at, operation, register, second, base, displacement):
-    """The same with a float in memory as the third operand."""
-    return with_memory(code, at, _0F, _NONE, operation, register, second, base, displacement, 1, _FLOAT_BYTES)
-
-
-@jit
-def round_down(code, at, register, third):
-    """vrndscaleps register, third, 9: the largest whole number not above, inexact not signalled"""
-    at = with_register(code, at, _0F3A, _66, 0x08, register, 0, third)
-    code[at] = 9
-    return at + 1
-
-
-@jit
-def scale_by_power(code, at, register, second, third):
-    """vscalefps register, second, third: second · 2^floor(third)"""
-    return with_register(code, at, _0F38, _66, 0x2C, register, second, third)
+def scalar(code, at, operation, register, second, base, displacement):
+    """<operation> register, second, [base + displacement]{1to16}: the third operand is one float for all lanes; `second` is 0 for
+    BROADCAST, which gives that float."""
+    at = evex(code, at, operation, register, second, base >> 3 & 1, _NO, np.int64(operation != BROADCAST))
+    return memory(code, at, register, base, displacement, _FLOAT_BYTES)
 
 
 @jit
@@ -168,21 +145,22 @@ def rex(code, at, opcode, register, base):
 @jit
 def lea(code, at, register, base, displacement):
     """lea register, [base + displacement]"""
-    return memory(code, rex(code, at, 0x8D, register, base), register, base, displacement, 1)
+    return memory(code, rex(code, at, _LEA, register, base), register, base, displacement, _BYTE)
 
 
 @jit
 def add_immediate(code, at, register, value):
     """add register, value (32 bits with sign)"""
-    at = rex(code, at, 0x83 if -128 <= value <= 127 else 0x81, 0, register)
+    short = -128 <= value <= 127
+    at = rex(code, at, _ADD_SHORT if short else _ADD_LONG, _NO, register)
     code[at] = 0xC0 | register & 7
-    return little_endian(code, at + 1, value, 1 if -128 <= value <= 127 else 4)
+    return little_endian(code, at + 1, value, _BYTE if short else _FOUR)
 
 
 @jit
 def decrement(code, at, register):
     """dec register"""
-    at = rex(code, at, 0xFF, 0, register)
+    at = rex(code, at, _DECREMENT, _NO, register)
     code[at] = 0xC8 | register & 7
     return at + 1
 
@@ -192,7 +170,27 @@ def jump_back(code, at, target):
     """jnz target: to `code[target]` while the last counted register is not 0"""
     code[at] = 0x0F
     code[at + 1] = 0x85
-    return little_endian(code, at + 2, target - (at + 6), 4)
+    return little_endian(code, at + 2, target - (at + 6), _FOUR)
+
+
+@jit
+def prefetch(code, at, base, displacement):
+    """prefetcht1 [base + displacement]"""
+    if base >= 8:
+        code[at] = 0x41
+        at += 1
+    code[at] = 0x0F
+    code[at + 1] = 0x18
+    return memory(code, at + 2, _PREFETCHT1, base, displacement, _BYTE)
+
+
+@jit
+def prefetch_ahead(code, at, distance):
+    """prefetcht1 [rip + distance]: code, `distance` bytes after this instruction"""
+    code[at] = 0x0F
+    code[at + 1] = 0x18
+    code[at + 2] = 0x15
+    return little_endian(code, at + 3, distance, _FOUR)
 
 
 @jit

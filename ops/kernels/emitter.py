@@ -25,60 +25,19 @@ from __future__ import annotations
 import numpy as np
 
 from ops.kernels import assembler as asm
-from ops.kernels.activations import ACTIVATIONS
+from ops.kernels.emitter_activations import CONSTANTS, N_CONSTANTS, X0, emit_activation, emit_bounds
 from ops.kernels.vector import jit
 
-__all__ = ["CODE_PER_ROW", "CODE_PER_WEIGHT", "CONSTANTS", "ROWS_AT_ONCE", "emit"]
+__all__ = ["CODE_AHEAD", "CODE_PER_ROW", "CODE_PER_WEIGHT", "ROWS_AT_ONCE", "WEIGHTS_AHEAD", "emit"]
 
 ROWS_AT_ONCE = 30  # two of the 32 registers hold X; "silu" needs a third for itself
-CODE_PER_WEIGHT, CODE_PER_ROW = 64, 400  # bytes no emitted code exceeds, per kept weight and per row
+CODE_PER_WEIGHT, CODE_PER_ROW = 80, 400  # bytes no emitted code exceeds, per kept weight and per row
 
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # as in ops.kernels.activations
-CONSTANTS = np.array(
-    [0, 6, 3, 1 / 6, -1, -87, 87, np.log2(np.e), 0.5, -_LN2_HIGH, -_LN2_LOW, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1],
-    np.float32,
-)
-_N_CONSTANTS = 32  # floats in front of each function's weights; a multiple of 16
-_ZERO, _SIX, _THREE, _SIXTH, _MINUS_ONE, _LOWEST, _HIGHEST, _LOG2_E, _HALF, _HIGH, _LOW, _C6 = range(12)
-_ONE = 16
-_RELU, _RELU6, _HARDSWISH, _SILU = (ACTIVATIONS[name] for name in ("relu", "relu6", "hardswish", "silu"))
-
-_BYTES = 64  # of a vector
+_NONE = np.int64(0)
+CODE_AHEAD, WEIGHTS_AHEAD = map(np.int64, (32 * 1024, 16 * 1024))  # bytes fetched in advance, where it is asked for
+_BYTES = 64  # of a vector, and of a cache line
 _WINDOW = 128  # units an 8-bit displacement reaches in either direction
-_X0, _X1, _SPARE = 31, 30, 29
 _UNSET = -(1 << 40)
-
-
-@jit
-def _emit_activation(code, at, acc, activation):
-    """The activation of accumulator `acc`; zmm31 holds 0 and zmm30 holds 6 for relu and relu6."""
-    if activation in (_RELU, _RELU6):
-        at = asm.packed(code, at, asm.MAXIMUM, acc, _X0, acc)
-        if activation == _RELU6:
-            at = asm.packed(code, at, asm.MINIMUM, acc, _X1, acc)
-    elif activation == _HARDSWISH:
-        at = asm.packed_broadcast(code, at, asm.ADD, _X0, acc, asm.RDX, 4 * _THREE)
-        at = asm.packed_broadcast(code, at, asm.MAXIMUM, _X0, _X0, asm.RDX, 4 * _ZERO)
-        at = asm.packed_broadcast(code, at, asm.MINIMUM, _X0, _X0, asm.RDX, 4 * _SIX)
-        at = asm.packed(code, at, asm.MULTIPLY, acc, acc, _X0)
-        at = asm.packed_broadcast(code, at, asm.MULTIPLY, acc, acc, asm.RDX, 4 * _SIXTH)
-    elif activation == _SILU:  # x / (1 + e^-x), the exponential as in ops.kernels.activations
-        at = asm.packed_broadcast(code, at, asm.MULTIPLY, _X0, acc, asm.RDX, 4 * _MINUS_ONE)
-        at = asm.packed_broadcast(code, at, asm.MAXIMUM, _X0, _X0, asm.RDX, 4 * _LOWEST)
-        at = asm.packed_broadcast(code, at, asm.MINIMUM, _X0, _X0, asm.RDX, 4 * _HIGHEST)
-        at = asm.broadcast(code, at, _X1, asm.RDX, 4 * _LOG2_E)
-        at = asm.fma213_broadcast(code, at, _X1, _X0, asm.RDX, 4 * _HALF)
-        at = asm.round_down(code, at, _X1, _X1)
-        at = asm.fma_broadcast(code, at, _X0, _X1, asm.RDX, 4 * _HIGH)
-        at = asm.fma_broadcast(code, at, _X0, _X1, asm.RDX, 4 * _LOW)
-        at = asm.broadcast(code, at, _SPARE, asm.RDX, 4 * _C6)
-        for k in range(_C6 + 1, _ONE + 1):
-            at = asm.fma213_broadcast(code, at, _SPARE, _X0, asm.RDX, 4 * k)
-        at = asm.fma213_broadcast(code, at, _SPARE, _X0, asm.RDX, 4 * _ONE)
-        at = asm.scale_by_power(code, at, _SPARE, _SPARE, _X1)
-        at = asm.packed_broadcast(code, at, asm.ADD, _SPARE, _SPARE, asm.RDX, 4 * _ONE)
-        at = asm.packed(code, at, asm.DIVIDE, acc, acc, _SPARE)
-    return at
 
 
 @jit
@@ -101,27 +60,54 @@ def _emit_column(code, at, state, offset, register):
     if offset - state[2] >= _WINDOW * _BYTES or offset < state[2] - _WINDOW * _BYTES:
         state[2] = offset + _WINDOW * _BYTES
         at = asm.lea(code, at, asm.R10, asm.RDI, state[2])
-    return asm.load_zmm(code, at, register, asm.R10, offset - state[2])
+    return asm.vector(code, at, asm.LOAD, register, _NONE, asm.R10, offset - state[2])
+
+
+@jit
+def _emit_prefetch(code, at, start, state, displacement):
+    """Fetch, where it is time, a line of weights and of code the functions to come will need; state[3]: where code was
+    fetched from last."""
+    if (state[0] - start) % 16 == 0:
+        at = asm.prefetch(code, at, asm.RAX, displacement + WEIGHTS_AHEAD)
+    if at - state[3] >= _BYTES:
+        state[3] = at
+        at = asm.prefetch_ahead(code, at, CODE_AHEAD)
+    return at
 
 
 @jit
 def _emit_block(
-    code, at, stream, start, state, rows, flags, columns, offsets, entry, ends, entry_row, entry_value, bias, kind
+    code,
+    at,
+    stream,
+    start,
+    state,
+    rows,
+    flags,
+    columns,
+    offsets,
+    entry,
+    ends,
+    entry_row,
+    entry_value,
+    bias,
+    activation,
+    kind,
 ):
     """One row block. rows: its output channels; flags: 1 the sum begins here, 2 it ends here; columns: those of the chunk, in
-    order; entry[c] .. ends[c]: what is left of a column's weights; kind: (activation, has residual)."""
+    order; entry[c] .. ends[c]: what is left of a column's weights; kind: (has residual, prefetch)."""
     for k in range(rows.size):
         row, acc = rows[k], k
         if flags[k] & 1 == 0:
-            at = asm.load_zmm(code, at, acc, asm.RSI, row * _BYTES)
+            at = asm.vector(code, at, asm.LOAD, acc, _NONE, asm.RSI, row * _BYTES)
             continue
         if bias.size:
             at, displacement = _weight(code, at, stream, start, state, bias[row])
-            at = asm.broadcast(code, at, acc, asm.RAX, displacement)
+            at = asm.scalar(code, at, asm.BROADCAST, acc, _NONE, asm.RAX, displacement)
         else:
-            at = asm.clear(code, at, acc)
-        if kind[1]:
-            at = asm.packed_load(code, at, asm.ADD, acc, acc, asm.R8, row * _BYTES)
+            at = asm.registers(code, at, asm.XOR, acc, acc, acc)
+        if kind[0]:
+            at = asm.vector(code, at, asm.ADD, acc, acc, asm.R8, row * _BYTES)
     last_row = rows[-1]
     state[2] = _UNSET
     i, n = 0, columns.size
@@ -131,7 +117,7 @@ def _emit_block(
         while i < n and held < 2:
             c = columns[i]
             if entry[c] < ends[c] and entry_row[entry[c]] <= last_row:
-                at = _emit_column(code, at, state, offsets[c], _X0 - held)
+                at = _emit_column(code, at, state, offsets[c], X0 - held)
                 held += 1
             i += 1
         held = 0
@@ -144,18 +130,18 @@ def _emit_block(
                     while rows[k] != entry_row[e]:
                         k += 1
                     at, displacement = _weight(code, at, stream, start, state, entry_value[e])
-                    at = asm.fma_broadcast(code, at, k, _X0 - held, asm.RAX, displacement)
+                    at = asm.scalar(code, at, asm.FMA231, k, X0 - held, asm.RAX, displacement)
+                    if kind[1]:
+                        at = _emit_prefetch(code, at, start, state, displacement)
                     e += 1
                 entry[c] = e
                 held += 1
-    if kind[0] in (_RELU, _RELU6):
-        at = asm.clear(code, at, _X0)
-    if kind[0] == _RELU6:
-        at = asm.broadcast(code, at, _X1, asm.RDX, 4 * _SIX)
+    if activation.shape[0]:
+        at = emit_bounds(code, at)
     for k in range(rows.size):
         if flags[k] & 2:
-            at = _emit_activation(code, at, k, kind[0])
-        at = asm.store_zmm(code, at, k, asm.RSI, rows[k] * _BYTES)
+            at = emit_activation(code, at, k, activation)
+        at = asm.vector(code, at, asm.STORE, k, _NONE, asm.RSI, rows[k] * _BYTES)
     return at
 
 
@@ -180,7 +166,9 @@ def _cut(count, taps, blocks, loads, code_bytes, reads, chunk_of):
 
 
 @jit
-def emit(indptr, indices, values, bias, offsets, order, ranges, shape, budget, steps, kind, code, stream, table):
+def emit(
+    indptr, indices, values, bias, offsets, order, ranges, shape, budget, steps, activation, kind, code, stream, table
+):
     """Write the functions of a layer.
 
     Args:
@@ -192,7 +180,8 @@ def emit(indptr, indices, values, bias, offsets, order, ranges, shape, budget, s
         shape: int64 (groups, taps, rows at once).
         budget: int64 (code bytes, vectors of Y and of X a row block touches) of a function, roughly.
         steps: int64, bytes to the next tile of X, Y and the residual.
-        kind: int64 (activation, has residual).
+        activation: int64[instructions, 4], see `emitter_activations.activation_table`.
+        kind: int64 (has residual, prefetch).
         code: uint8, room for all code.
         stream: float32, room for the weights.
         table: int64[room, 3], gets (range, first byte in code, first float in stream) of each function.
@@ -211,14 +200,15 @@ def emit(indptr, indices, values, bias, offsets, order, ranges, shape, budget, s
         np.zeros(offsets.size // taps, np.int64),
         np.zeros(offsets.size, np.int64),
     )
-    state = np.zeros(3, np.int64)
+    state = np.zeros(4, np.int64)
     at, functions = 0, 0
     for r in range(ranges.size - 1):
         first, last = ranges[r], ranges[r + 1]
         low, high = first // rows_per_group * cols, -(-last // rows_per_group) * cols
         n_rows, nnz = last - first, indptr[last] - indptr[first]
         blocks, loads = -(-n_rows // shape[2]), 0
-        count[low:high], seen[low:high] = 0, -1
+        for c in range(low, high):
+            count[c], seen[c] = 0, -1
         for row in range(first, last):
             base, block = row // rows_per_group * cols, (row - first) * blocks // n_rows
             for e in range(indptr[row], indptr[row + 1]):
@@ -277,19 +267,20 @@ def emit(indptr, indices, values, bias, offsets, order, ranges, shape, budget, s
             start = -(-state[0] // 16) * 16
             table[functions, 0], table[functions, 1], table[functions, 2] = r, at, start
             functions += 1
-            stream[start : start + CONSTANTS.size] = CONSTANTS
-            state[0], top = start + _N_CONSTANTS, at
+            for k in range(CONSTANTS.size):
+                stream[start + k] = CONSTANTS[k]
+            state[0], top = start + N_CONSTANTS, at
             n_blocks = -(-active // shape[2])
             state[1] = _UNSET
             for b in range(n_blocks):
                 x, z = b * active // n_blocks, (b + 1) * active // n_blocks
                 at = _emit_block(
                     code, at, stream, start, state, rows[x:z], flags[x:z], columns, offsets, entry, ends, entry_row,
-                    entry_value, bias, kind,
+                    entry_value, bias, activation, kind,
                 )  # fmt: skip
             at = asm.add_immediate(code, at, asm.RDI, steps[0])
             at = asm.add_immediate(code, at, asm.RSI, steps[1])
-            if kind[1]:
+            if kind[0]:
                 at = asm.add_immediate(code, at, asm.R8, steps[2])
             at = asm.decrement(code, at, asm.RCX)
             at = asm.jump_back(code, at, top)

@@ -1,9 +1,13 @@
 """How long a network takes on this CPU: every layer gets the kernel that was measured to be faster, then the whole is measured.
 
 The time quoted is that of the whole network as `ops.runtime.Runtime` executes it, by the full protocol of
-`hw_models.measure`. Times of single operations only choose kernels and show where the time goes. Each is hot (one operation
-alone, caches warm) and holds about a microsecond of calling, so their sum is below the whole for deep networks and above it
-for tiny ones. They are remembered in `hw_models.tables.LayerTable`.
+`hw_models.measure`. Times of single steps only choose kernels and show where the time goes. Each is hot (one step alone, caches
+warm) and holds about a microsecond of calling, so their sum is below the whole for deep networks and above it for tiny ones.
+They are remembered in `hw_models.tables.LayerTable`.
+
+Leaving a run of sparse layers costs two conversions of a value, which no layer's own time shows. So three plans are timed
+against each other, by short measurements of the whole: every layer on its fastest kernel, every layer that can on its fastest
+sparse kernel, and everything dense.
 
 Start with `measure_latency`; `measure_many` measures several networks against each other.
 """
@@ -19,17 +23,16 @@ import torch
 from torch import nn
 
 from hw_models.device import runtime_id
-from hw_models.measure import Measurement, Measurer
+from hw_models.measure import Measurer
 from hw_models.tables import LayerTable
-from ops.plan import Plan, PlannedOp, legal_kernels, lower
-from ops.runtime import Runtime
+from ops.plan import KERNELS, LAYER_KINDS, Plan, PlannedOp, legal_kernels, lower
+from ops.runtime import CONVERSIONS, Runtime
 
 __all__ = ["DENSE_FROM", "Latency", "measure_latency", "measure_many"]
 
-# From this density on the CSR kernel is not tried, but for depthwise convolutions, where it may win at any density. Measured
-# break-even with torch on one thread of an AVX-512 host: 0.35 for 3x3 64 -> 64 on 16x16, 0.2 for 1x1 256 -> 256 on 8x8, 0.1 for
-# linear 784 -> 256; a wide margin for other machines.
-DENSE_FROM = 0.6
+# From this density on sparse kernels are not tried, but for depthwise convolutions, where they may win at any density. Measured
+# on one thread of an AVX-512 host: at 0.5 they are 1.3 to 2.4 times as fast as torch's dense ones; a wide margin for others.
+DENSE_FROM = 0.9
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -44,8 +47,9 @@ class Latency:
         source: "measured".
         quality: "ok", "thin" or "unreached"; see `Measurement`.
         plan: what was executed, with the kernels chosen.
-        parts: one row per operation: op, kind, kernel (chosen), density, nnz, macs, ms of each kernel measured (`torch_ms`,
-            `csr_ms`; NaN if not tried), ms (of the chosen one) and share (of the sum of ms).
+        parts: one row per operation: op, kind, kernel (chosen), density, nnz, macs, the time on each kernel that was tried
+            (`torch_ms`, `portable_ms`, `specialised_ms`; NaN if not), ms (in the chosen plan, conversions of layout that the
+            operation asks for included) and share (of the sum of ms).
         median_ms, p90_ms: under the load at the time.
         threads: CPU threads used.
     """
@@ -73,13 +77,13 @@ def measure_latency(
     """Measure a network on this CPU.
 
     Sparse layers of density below `DENSE_FROM`, and depthwise convolutions, are timed with each legal kernel on their real
-    mask, unless the table has an operation of the same key, and run on the faster one; all others stay dense. Takes about 3 s
-    with the default measurer and some 20 ms more per operation that is new to the table.
+    mask, unless the table has a step of the same key. Takes about 3 s with the default measurer and some 20 ms more per step
+    that is new to the table.
 
     Args:
         module: takes one tensor; copied, never changed.
         example_input: float[batch, ...]; the latency is that of the whole batch.
-        threads: CPU threads for torch; the CSR kernels use one.
+        threads: CPU threads, for torch and for our kernels.
         table: remembers the times of single operations. Default: the one in the user's cache folder.
         measurer: settings; its `threads` is replaced by the argument.
 
@@ -111,14 +115,11 @@ def measure_many(
     measurer = replace(measurer or Measurer(), threads=threads)
     table = table if table is not None else LayerTable()
     plans: dict[Key, Plan] = {}
-    times: dict[Key, list[dict[str, Measurement]]] = {}
+    parts: dict[Key, pd.DataFrame] = {}
     calls: dict[str, Callable[[], object]] = {}
     for key, (module, example) in networks.items():
-        plan = lower(module, example)
-        times[key] = _operation_times(plan, example, table, measurer)
-        fastest = [min(of_op, key=lambda k: of_op[k].floor_ms) for of_op in times[key]]
-        plans[key] = plan.with_kernels({op.name: kernel for op, kernel in zip(plan.ops, fastest)})
-        calls[f"{len(calls)}: {key}"] = _bound(Runtime(plans[key]), example)
+        plans[key], parts[key], runtime = _fastest(lower(module, example), example, table, measurer)
+        calls[f"{len(calls)}: {key}"] = _bound(runtime, example)
     measured = measurer.measure(calls)
     return {
         key: Latency(
@@ -128,7 +129,7 @@ def measure_many(
             source="measured",
             quality=m.quality,
             plan=plans[key],
-            parts=_parts(plans[key], times[key]),
+            parts=parts[key],
             median_ms=m.median_ms,
             p90_ms=m.p90_ms,
             threads=threads,
@@ -143,41 +144,85 @@ def _bound(runtime: Runtime, example: torch.Tensor) -> Callable[[], object]:
 
 def _kernels_to_try(op: PlannedOp) -> list[str]:
     hopeless = op.density >= DENSE_FROM and op.kind != "depthwise_conv2d"
-    return ["torch"] if hopeless else legal_kernels(op)
+    return ["torch"] if hopeless or op.kind not in LAYER_KINDS else legal_kernels(op)
 
 
-def _operation_times(
+def _fastest(
     plan: Plan, example: torch.Tensor, table: LayerTable, measurer: Measurer
-) -> list[dict[str, Measurement]]:
-    """For each operation of the plan, a measurement by kernel; from the table where it knows, else measured now."""
-    runtime = runtime_id(measurer.threads)
-    # Operations of equal key share one measurement. What could not be traced has no key: it is measured every time.
-    labels = [op.key or f"#{i}" for i, op in enumerate(plan.ops)]
-    found: dict[tuple[str, str], Measurement] = {}
-    missing: dict[tuple[str, str], int] = {}
-    for i, op in enumerate(plan.ops):
-        for kernel in _kernels_to_try(op):
-            pair = (labels[i], kernel)
-            known = table.lookup(runtime, op.key, kernel) if op.key is not None and pair not in found else None
-            if known is not None:
-                found[pair] = known
-            elif pair not in found:
-                missing.setdefault(pair, i)
+) -> tuple[Plan, pd.DataFrame, Runtime]:
+    """The plan that runs fastest, its parts, and its runtime."""
+    tries = {op.name: _kernels_to_try(op) for op in plan.ops}
+    # One plan for each kernel, so that every layer is timed on it among its like.
+    uniform: dict[str, list[float]] = {}
+    for kernel in KERNELS:
+        if kernel == "torch" or any(kernel in names for names in tries.values()):
+            chosen = plan.with_kernels({name: _one_of(kernel, names) for name, names in tries.items()})
+            uniform[kernel] = _op_times(Runtime(chosen, measurer.threads), example, table, measurer, conversions=False)
+    times = [
+        {kernel: uniform[kernel][i] for kernel in tries[op.name] if kernel in uniform} for i, op in enumerate(plan.ops)
+    ]
+    fastest = {op.name: min(times[i], key=times[i].__getitem__) for i, op in enumerate(plan.ops)}
+    sparse = {
+        op.name: min((k for k in times[i] if k != "torch"), key=times[i].__getitem__, default="torch")
+        for i, op in enumerate(plan.ops)
+    }
+    candidates = [plan.with_kernels(choice) for choice in (fastest, sparse, dict.fromkeys(tries, "torch"))]
+    distinct = {tuple(op.kernel for op in candidate.ops): candidate for candidate in candidates}
+    runtimes = [Runtime(candidate, measurer.threads) for candidate in distinct.values()]
+    best = runtimes[0]
+    if len(runtimes) > 1:
+        calls = {f"plan {i}": _bound(runtime, example) for i, runtime in enumerate(runtimes)}
+        found = measurer.quick().measure(calls)
+        best = min(zip(runtimes, found.values()), key=lambda pair: pair[1].floor_ms)[0]
+    ms = _op_times(best, example, table, measurer, conversions=True)
+    return best.plan, _parts(best.plan, times, ms), best
+
+
+def _one_of(kernel: str, names: list[str]) -> str:
+    """That kernel where it may be tried, else the last that may."""
+    return kernel if kernel in names else names[0] if kernel == "torch" else names[-1]
+
+
+def _op_times(
+    runtime: Runtime, example: torch.Tensor, table: LayerTable, measurer: Measurer, conversions: bool
+) -> list[float]:
+    """ms of each operation of the runtime's plan, the sum over its steps; from the table where it knows, else measured now."""
+    plan = runtime.plan
+    machine = runtime_id(measurer.threads)
+    steps = [step for step in runtime.schedule.steps if conversions or step.kind not in CONVERSIONS]
+    # Steps of equal key share one measurement. What could not be traced has no key: it is measured every time.
+    known: dict[object, float] = {}
+    missing: dict[object, int] = {}
+    for i, step in enumerate(steps):
+        key = runtime.schedule.key(step)
+        pair: object = (key, step.kernel) if key is not None else i
+        remembered = table.lookup(machine, key, step.kernel) if key is not None and pair not in known else None
+        if remembered is not None:
+            known[pair] = remembered.floor_ms
+        elif pair not in known:
+            missing.setdefault(pair, i)
     if missing:
-        calls: dict[str, Callable[[], object]] = {}
-        for kernel in sorted({kernel for _, kernel in missing}):
-            chosen = plan.with_kernels({op.name: kernel for op in plan.ops if kernel in legal_kernels(op)})
-            alone = Runtime(chosen).calls(example)
-            calls |= {f"{plan.ops[i].name} on {k}": alone[i] for (_, k), i in missing.items() if k == kernel}
-        measured = measurer.quick().measure(calls)
-        found |= {
-            (label, kernel): measured[f"{plan.ops[i].name} on {kernel}"] for (label, kernel), i in missing.items()
+        alone = dict(runtime.step_calls(example))
+        names = {
+            pair: f"{plan.ops[min(steps[i].op, len(plan.ops) - 1)].name} #{i} on {steps[i].kernel}"
+            for pair, i in missing.items()
         }
-        table.add(runtime, [(*pair, found[pair]) for pair, i in missing.items() if plan.ops[i].key is not None])
-    return [{k: found[label, k] for k in _kernels_to_try(op)} for label, op in zip(labels, plan.ops)]
+        measured = measurer.quick().measure({names[pair]: alone[steps[i]] for pair, i in missing.items()})
+        new = []
+        for pair in missing:
+            known[pair] = measured[names[pair]].floor_ms
+            if isinstance(pair, tuple):
+                new.append((*pair, measured[names[pair]]))
+        table.add(machine, new)
+    total = [0.0] * len(plan.ops)
+    for i, step in enumerate(steps):
+        key = runtime.schedule.key(step)
+        if plan.ops:
+            total[min(step.op, len(plan.ops) - 1)] += known[(key, step.kernel) if key is not None else i]
+    return total
 
 
-def _parts(plan: Plan, times: list[dict[str, Measurement]]) -> pd.DataFrame:
+def _parts(plan: Plan, times: list[dict[str, float]], ms: list[float]) -> pd.DataFrame:
     nan = float("nan")
     rows = [
         {
@@ -187,13 +232,12 @@ def _parts(plan: Plan, times: list[dict[str, Measurement]]) -> pd.DataFrame:
             "density": op.density,
             "nnz": op.nnz,
             "macs": op.macs,
-            "torch_ms": of_op["torch"].floor_ms,
-            "csr_ms": of_op["csr"].floor_ms if "csr" in of_op else nan,
-            "ms": of_op[op.kernel].floor_ms,
+            **{f"{kernel}_ms": of_op.get(kernel, nan) for kernel in KERNELS},
+            "ms": in_plan,
         }
-        for op, of_op in zip(plan.ops, times)
+        for op, of_op, in_plan in zip(plan.ops, times, ms)
     ]
-    columns = ["op", "kind", "kernel", "density", "nnz", "macs", "torch_ms", "csr_ms", "ms"]
+    columns = ["op", "kind", "kernel", "density", "nnz", "macs", *(f"{k}_ms" for k in KERNELS), "ms"]
     frame = pd.DataFrame(rows, columns=columns)
     total = float(frame["ms"].sum()) if rows else 0.0
     frame["share"] = frame["ms"] / total if total > 0 else 0.0

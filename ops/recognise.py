@@ -39,6 +39,8 @@ def recognise(op: PlannedOp) -> Native | None:
     """The kernel for an operation that is no layer, or None where torch has to run it."""
     if op.layer is not None or op.dtype != "float32" or any(not shape for shape in op.input_shapes):
         return None
+    if len(op.input_shapes) != len(op.inputs):  # reads something that is no tensor
+        return None
     call = op.call
     module = getattr(call, "__self__", None)
     if isinstance(module, nn.Module):

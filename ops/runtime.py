@@ -1,28 +1,38 @@
 """Run a plan: `Runtime(plan)(x)` gives what the masked network gives in eval mode, without autograd.
 
-Steps run one after another; dense layers and everything that is no layer run through torch, sparse layers on the kernel the
-plan names. A runtime owns its buffers: it is not for two threads at once (make one per thread). The result is a new tensor
-every time, and the same bits for the same input.
+The plan is scheduled (`ops.schedule`), weights are packed (`ops.prepare`), and runs of compiled steps become programs; what has no
+kernel runs through torch in between. The result is a new tensor every time, and the same bits for the same input. A runtime
+may be called from several threads at once: each call gets working memory of its own, the packed weights are shared.
 
-Start with `Runtime`. `Runtime.calls(x)` gives one callable per operation, so that each can be timed alone.
+Start with `Runtime`. `Runtime.step_calls(x)` gives one callable per step, so that each can be timed alone.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from ops.formats import CSR
-from ops.fuse import Layer
-from ops.plan import Plan, PlannedOp, Ref
+from ops.plan import Plan
+from ops.schedule import Copy, Schedule, Step, schedule
+from ops.torch_calls import fill, torch_call
 
-__all__ = ["InputError", "Runtime"]
+if TYPE_CHECKING:
+    from ops.kernels.step import KernelStep
 
-Values = list[Any]
-Step = Callable[[Values], None]
+__all__ = ["CONVERSIONS", "InputError", "Runtime"]
+
+# Steps that change the form of a value and compute nothing.
+CONVERSIONS = ("to_lanes", "from_lanes", "relayout", "fetch")
+
+Tensors = dict[Copy, torch.Tensor]
+Prepared = dict[Step, "KernelStep"]
 
 
 class InputError(ValueError):
@@ -33,27 +43,41 @@ class Runtime:
     """An executable plan.
 
     Args:
-        plan: made by `ops.plan.lower` on real (not meta) weights. Weights are packed here; compiled kernels are loaded at the
-            first call.
+        plan: made by `ops.plan.lower` on real (not meta) weights. Weights are packed and kernels compiled here; a kernel of a
+            kind that was never used on this machine takes some seconds, a new network of known kinds none.
+        threads: of the compiled kernels; torch has its own setting.
+        progress: called as progress(done, total, name of the operation) while packing.
+
+    Attributes:
+        schedule: the executed steps.
+        nbytes: of packed weights and tables.
+        arena_nbytes: of working memory per concurrent call.
 
     Raises:
         ValueError: the plan's weights are on the meta device.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, threads: int = 1, progress: Callable[[int, int, str], None] | None = None) -> None:
+        for op in plan.ops:
+            if op.layer is not None and op.layer.weight.is_meta:
+                raise ValueError(
+                    f"{op.name}: the weights are on the meta device; only a network with real weights can run"
+                )
         self.plan = plan
+        self.threads = threads
+        self.schedule = schedule(plan)
         self._dtype = getattr(torch, plan.dtype)
-        self._steps = [_step(op, i + 1) for i, op in enumerate(plan.ops)]
-        self._output = _getter(plan.output)
-        kept = _read(plan.output)
-        last: dict[int, int] = {}
-        for i, op in enumerate(plan.ops):
-            last[i + 1] = i  # a value nobody reads goes at once
-            for value in op.inputs:
-                last[value] = i
-        self._dead = [tuple(v for v, step in last.items() if step == i and v not in kept) for i in range(len(plan.ops))]
-        self._program = list(zip(self._steps, self._dead))
-        self._values: Values = [None] * (len(plan.ops) + 1)
+        self._prepared = _prepare(self.schedule, progress)
+        self._idle: list[_Instance] = []
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(step.nbytes for step in self._prepared.values())
+
+    @property
+    def arena_nbytes(self) -> int:
+        return self.schedule.arena + 4 * _scratch(self._prepared)
 
     def __call__(self, x: torch.Tensor) -> Any:
         """Run the network.
@@ -68,27 +92,33 @@ class Runtime:
             InputError: another shape, type or device.
             TypeError: no tensor.
         """
-        values = self._start(x)
-        with torch.inference_mode():
-            for step, dead in self._program:
-                step(values)
-                for value in dead:
-                    values[value] = None
-        # Copied outside inference mode: an ordinary tensor that shares nothing with the buffers or with x.
-        result = _copied(self._output(values))
-        values[:] = [None] * len(values)
+        x = self._checked(x)
+        with self._lock:
+            instance = self._idle.pop() if self._idle else None
+        if instance is None:
+            instance = _Instance(self.schedule, self._prepared, self.threads)
+        result = instance.run(x)
+        with self._lock:
+            self._idle.append(instance)
         return result
 
-    def calls(self, x: torch.Tensor) -> list[Callable[[], None]]:
-        """One callable per operation of the plan, in order, that runs this operation alone on the values it gets when the
-        network runs on x. They stay valid as long as they are kept, and keep all intermediate values alive."""
-        values: Values = list(self._start(x))
-        with torch.inference_mode():
-            for step in self._steps:
-                step(values)
-        return [_alone(step, values) for step in self._steps]
+    def step_calls(self, x: torch.Tensor) -> list[tuple[Step, Callable[[], None]]]:
+        """Each executed step with a callable that runs it alone, in memory as it is after the network ran on x. Values whose
+        memory was used again are overwritten, so times mean something and results do not."""
+        instance = _Instance(self.schedule, self._prepared, self.threads, alone=True)
+        instance.run(self._checked(x), keep=True)
+        return list(zip(self.schedule.steps, instance.calls))
 
-    def _start(self, x: torch.Tensor) -> Values:
+    def calls(self, x: torch.Tensor) -> list[Callable[[], None]]:
+        """One callable per operation of the plan, in order, that runs the steps of this operation alone, without the
+        conversions of values from one layout to another; see `step_calls`."""
+        of_op: list[list[Callable[[], None]]] = [[] for _ in self.plan.ops]
+        for step, call in self.step_calls(x):
+            if step.kind not in CONVERSIONS:
+                of_op[step.op].append(call)
+        return [_all(calls) for calls in of_op]
+
+    def _checked(self, x: torch.Tensor) -> torch.Tensor:
         plan = self.plan
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"the runtime takes a torch tensor, got {type(x).__name__}; torch.as_tensor(x) makes one")
@@ -98,176 +128,177 @@ class Runtime:
                 f"the plan was made for an input {plan.dtype}{list(plan.input_shape)} on the CPU, got {found}; convert it, or "
                 "lower the network again with an example of that shape"
             )
-        values = self._values
-        values[0] = x.detach() if x.requires_grad else x
-        return values
+        return x.detach() if x.requires_grad else x
 
 
-def _alone(step: Step, values: Values) -> Callable[[], None]:
-    def call() -> None:
-        with torch.inference_mode():
-            step(values)
+def _all(calls: list[Callable[[], None]]) -> Callable[[], None]:
+    if len(calls) == 1:
+        return calls[0]
 
-    return call
-
-
-def _step(op: PlannedOp, out: int) -> Step:
-    """The function that computes one operation from the list of values and puts its result at `out`."""
-    if op.layer is None:
-        return _torch_call(op, out)
-    if op.layer.weight.is_meta:
-        raise ValueError(f"{op.name}: the weights are on the meta device; only a network with real weights can run")
-    return KERNELS[op.kernel](op, op.layer, out)
-
-
-# --- layers -----------------------------------------------------------------------------------------------------------------
-
-
-def _torch_layer(op: PlannedOp, layer: Layer, out: int) -> Step:
-    """Dense through torch, the masked weight as it is."""
-    (source,) = op.inputs
-    weight, bias = layer.weight.contiguous(), layer.bias
-    activation = {(): None, ("relu",): torch.relu_, ("relu6",): lambda t: torch.nn.functional.hardtanh_(t, 0.0, 6.0)}
-    post: Callable[[torch.Tensor], Any] | None = activation[layer.post_ops]
-
-    if layer.kind == "linear":
-        linear = torch.nn.functional.linear
-
-        def run(values: Values) -> None:
-            y = values[out] = linear(values[source], weight, bias)
-            if post is not None:
-                post(y)
-
-        return run
-
-    top, bottom, left, right = layer.padding
-    conv, pad = torch.conv2d, torch.nn.functional.pad
-    even = top == bottom and left == right
-    stride, dilation, groups = layer.stride, layer.dilation, layer.groups
-    padding = (top, left) if even else (0, 0)
-
-    def run_conv(values: Values) -> None:
-        x = values[source] if even else pad(values[source], (left, right, top, bottom))
-        y = values[out] = conv(x, weight, bias, stride, padding, dilation, groups)
-        if post is not None:
-            post(y)
-
-    return run_conv
-
-
-def _csr_layer(op: PlannedOp, layer: Layer, out: int) -> Step:
-    """Kept weights only, into a buffer of its own."""
-    from ops.kernels.csr import CSRConv2d, CSRLinear  # late: importing it loads Numba
-
-    (source,), (shape,) = op.inputs, op.input_shapes
-    mask = torch.ones_like(layer.weight, dtype=torch.bool) if layer.mask is None else layer.mask
-    weight = CSR.from_dense(layer.weight.flatten(1), mask.flatten(1))
-    bias = None if layer.bias is None else layer.bias.numpy()
-    activation = layer.post_ops[0] if layer.post_ops else "none"
-    kernel: CSRConv2d | CSRLinear
-    if layer.kind == "linear":
-        kernel = CSRLinear(weight, math.prod(shape[:-1]), bias=bias, activation=activation)
-    else:
-        kernel = CSRConv2d(
-            weight,
-            _pair(layer.weight.shape[2:]),
-            _quad(shape),
-            bias=bias,
-            stride=_pair(layer.stride),
-            padding=_quad(layer.padding),
-            dilation=_pair(layer.dilation),
-            groups=layer.groups,
-            activation=activation,
-        )
-    result = torch.from_numpy(kernel.out).view(op.output_shape)
-
-    def run(values: Values) -> None:
-        kernel(values[source].contiguous().numpy())
-        values[out] = result
+    def run() -> None:
+        for call in calls:
+            call()
 
     return run
 
 
-# How a layer runs, by the name of its kernel.
-KERNELS: dict[str, Callable[[PlannedOp, Layer, int], Step]] = {"torch": _torch_layer, "csr": _csr_layer}
+def _compiled(step: Step) -> bool:
+    return step.kind not in ("torch", "fetch")
 
 
-def _pair(numbers: Any) -> tuple[int, int]:
-    a, b = numbers
-    return int(a), int(b)
+def _prepare(plan: Schedule, progress: Callable[[int, int, str], None] | None) -> Prepared:
+    steps = [step for step in plan.steps if _compiled(step)]
+    if not steps:
+        return {}
+    from ops.prepare import prepare  # late: importing it loads Numba
+
+    prepared = {}
+    for i, step in enumerate(steps):
+        if progress is not None:
+            progress(i, len(steps), plan.plan.ops[min(step.op, len(plan.plan.ops) - 1)].name)
+        prepared[step] = prepare(step)
+    if progress is not None:
+        progress(len(steps), len(steps), "")
+    return prepared
 
 
-def _quad(numbers: Any) -> tuple[int, int, int, int]:
-    a, b, c, d = numbers
-    return int(a), int(b), int(c), int(d)
+def _scratch(prepared: Prepared) -> int:
+    """Floats of working memory that the most demanding step needs."""
+    return max((step.scratch for step in prepared.values()), default=0)
 
 
-# --- everything else --------------------------------------------------------------------------------------------------------
+@dataclass
+class _Segment:
+    """Compiled steps in a row, and where the addresses of torch's tensors go before each run."""
+
+    bound: list[tuple[Any, npt.NDArray[np.int64]]] = field(default_factory=list)
+    reads: list[tuple[npt.NDArray[np.int64], int, Copy]] = field(default_factory=list)
+    writes: list[tuple[npt.NDArray[np.int64], int, Copy]] = field(default_factory=list)
 
 
-def _torch_call(op: PlannedOp, out: int) -> Step:
-    """A call with its constants bound; the usual forms of arguments have a shorter way."""
-    call, args, kwargs = op.call, op.args, op.kwargs
-    assert call is not None
-    if not _read(kwargs):
-        constants = args[1:]
-        if args and isinstance(args[0], Ref) and not _read(constants):
-            first = args[0].index
+class _Instance:
+    """Working memory and bound steps for one call at a time."""
 
-            def one(values: Values) -> None:
-                values[out] = call(values[first], *constants, **kwargs)
+    def __init__(self, plan: Schedule, prepared: Prepared, threads: int, alone: bool = False) -> None:
+        self._schedule = plan
+        self._threads = threads
+        size = plan.arena + 4 * _scratch(prepared) + 128
+        self._arena = np.zeros(size, np.uint8)
+        self._base = self._arena.ctypes.data + -self._arena.ctypes.data % 64
+        self._scratch = self._base + plan.arena + -plan.arena % 64
+        self._tensors: Tensors = {}
+        self.calls: list[Callable[[], None]] = []
+        self._reads: list[list[Copy]] = []  # torch tensors each call reads or makes
+        segment = _Segment()
+        for step in plan.steps:
+            if _compiled(step):
+                self._bind(step, prepared[step], segment)
+                if not alone:
+                    continue
+            if segment.bound:
+                self.calls.append(self._program(segment))
+                segment = _Segment()
+            if not _compiled(step):
+                self.calls.append(self._torch(step) if step.kind == "torch" else self._fetch(step))
+                self._reads.append([c for c in (*step.reads, step.writes) if c is not None and c.form == "torch"])
+        if segment.bound:
+            self.calls.append(self._program(segment))
+        self._output = fill(plan.plan.output)
+        self._dead = _last_readers(self._reads, plan)
+
+    def run(self, x: torch.Tensor, keep: bool = False) -> Any:
+        tensors = self._tensors
+        tensors[self._schedule.input] = x
+        with torch.inference_mode():
+            for call, dead in zip(self.calls, self._dead):
+                call()
+                if not keep:
+                    for copy in dead:
+                        del tensors[copy]
+        values = {value: tensors[copy] for value, copy in self._schedule.outputs.items()}
+        result = _copied(self._output(values))
+        if not keep:
+            tensors.clear()
+        return result
+
+    def _bind(self, step: Step, kernel: KernelStep, segment: _Segment) -> None:
+        inputs = [0 if copy.form == "torch" else self._base + copy.address for copy in step.reads]
+        assert step.writes is not None
+        output = 0 if step.writes.form == "torch" else self._base + step.writes.address
+        if step.kind == "halo":
+            inputs = inputs[: len(kernel.input_slots)]
+        descriptor = kernel.bind(inputs, output, self._scratch)
+        segment.bound.append((kernel, descriptor))
+        for copy, slot in zip(step.reads, kernel.input_slots):
+            if copy.form == "torch":
+                segment.reads.append((descriptor, slot, copy))
+        if step.writes.form == "torch":
+            segment.writes.append((descriptor, kernel.output_slot, step.writes))
+
+    def _program(self, segment: _Segment) -> Callable[[], None]:
+        from ops.kernels.program import Program
+
+        program, tensors = Program(segment.bound, self._threads), self._tensors
+        reads, writes = segment.reads, segment.writes
+        self._reads.append([copy for _, _, copy in (*reads, *writes)])
+
+        def run() -> None:
+            held = []
+            for descriptor, slot, copy in reads:
+                tensor = tensors[copy].contiguous()
+                held.append(tensor)
+                descriptor[slot] = tensor.data_ptr()
+            for descriptor, slot, copy in writes:
+                tensor = tensors[copy] = torch.empty(copy.shape)
+                descriptor[slot] = tensor.data_ptr()
+            program()
+
+        return run
+
+    def _fetch(self, step: Step) -> Callable[[], None]:
+        (source,), target, tensors = step.reads, step.writes, self._tensors
+        assert target is not None
+        start = self._base - self._arena.ctypes.data + source.address
+        memory = self._arena[start : start + 4 * math.prod(source.shape)].view(np.float32)
+        view = torch.from_numpy(memory).view(source.shape)
+
+        def run() -> None:
+            tensors[target] = view.clone()
+
+        return run
+
+    def _torch(self, step: Step) -> Callable[[], None]:
+        op, tensors, target = self._schedule.plan.ops[step.op], self._tensors, step.writes
+        assert target is not None
+        call = torch_call(op)
+        places = dict(zip(op.inputs, step.reads))
+        if len(step.reads) == 1:
+            ((value, copy),) = places.items()
+
+            def one() -> None:
+                tensors[target] = call({value: tensors[copy]})
 
             return one
-        if len(args) == 2 and all(isinstance(a, Ref) for a in args):
-            left, right = args[0].index, args[1].index
 
-            def two(values: Values) -> None:
-                values[out] = call(values[left], values[right], **kwargs)
+        def run() -> None:
+            tensors[target] = call({value: tensors[copy] for value, copy in places.items()})
 
-            return two
-    positional, named = _getter(args), _getter(kwargs)
-
-    def general(values: Values) -> None:
-        values[out] = call(*positional(values), **named(values))
-
-    return general
+        return run
 
 
-def _read(template: Any) -> set[int]:
-    """The values a template refers to."""
-    if isinstance(template, Ref):
-        return {template.index}
-    if isinstance(template, tuple | list):
-        return {i for part in template for i in _read(part)}
-    if isinstance(template, dict):
-        return _read(list(template.values()))
-    if isinstance(template, slice):
-        return _read((template.start, template.stop, template.step))
-    return set()
-
-
-def _getter(template: Any) -> Callable[[Values], Any]:
-    """A function that fills a template in."""
-    if isinstance(template, Ref):
-        index = template.index
-        return lambda values: values[index]
-    if not _read(template):
-        return lambda values: template
-    if isinstance(template, dict):
-        named = {name: _getter(part) for name, part in template.items()}
-        return lambda values: {name: get(values) for name, get in named.items()}
-    if isinstance(template, slice):
-        ends = [_getter(end) for end in (template.start, template.stop, template.step)]
-        return lambda values: slice(*(get(values) for get in ends))
-    parts = [_getter(part) for part in template]
-    if isinstance(template, tuple) and hasattr(template, "_fields"):
-        return lambda values: type(template)(*(get(values) for get in parts))
-    kind = type(template)
-    return lambda values: kind([get(values) for get in parts])
+def _last_readers(reads: list[list[Copy]], plan: Schedule) -> list[list[Copy]]:
+    """For each call, the torch tensors nobody needs after it."""
+    last = {copy: i for i, copies in enumerate(reads) for copy in copies}
+    kept = {plan.input, *plan.outputs.values()}
+    dead: list[list[Copy]] = [[] for _ in reads]
+    for copy, i in last.items():
+        if copy not in kept:
+            dead[i].append(copy)
+    return dead
 
 
 def _copied(result: Any) -> Any:
-    """Copies of all tensors in a structure."""
+    """Copies of all tensors in a structure, as ordinary tensors."""
     if isinstance(result, torch.Tensor):
         return result.clone()
     if isinstance(result, tuple | list):

@@ -182,8 +182,9 @@ def _layers(
 
 def _print_row(console: Console, row: Any, contenders: run_layers.Contenders) -> None:
     us = {name: row[f"{name}_us"] for name in [*contenders.dense, *contenders.sparse]}
-    ratios = ", ".join(f"{path} {row[f'{path}_x_dense']:.2f}x ({row[f'{path}_peak']:.0%})" for path in contenders.paths)
-    times = " ".join(f"{name} {value:.4g}" for name, value in us.items())
+    times = " ".join(f"{name} {value:.4g}" if value == value else f"{name} -" for name, value in us.items())
+    there = [path for path in contenders.paths if us[path] == us[path]]
+    ratios = ", ".join(f"{path} {row[f'{path}_x_dense']:.2f}x ({row[f'{path}_peak']:.0%})" for path in there)
     head = f"{row['layer']} {row['pattern']} d={row['density']:g} b={row['batch']}"
     console.print(
         f"[bold]{head}[/] us: {times} | {ratios}{'' if row['confirmed'] else ' ~'}", highlight=False, soft_wrap=True

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from ops import reference
 from ops.formats import CSR, FormatError
+from ops.kernels.crew import run_alone
 from ops.kernels.isa import isa
 from ops.kernels.linear import DESIGNS, linear_step
 from ops.kernels.linear_batch import TILES, batch_step, batch_tile, linear_batch
@@ -83,6 +85,15 @@ def _steps(weight: CSR, batch: int, bias: np.ndarray, activation: int = 0, resid
     return steps
 
 
+def _run_elsewhere(code: str, **environment: str) -> None:
+    """Run code in a process of its own."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_every_design_equals_reference(rows: int, cols: int, density: float) -> None:
@@ -130,14 +141,37 @@ def test_nan_and_infinity_reach_the_outputs_of_kept_weights_only() -> None:
             np.testing.assert_allclose(found, expected[:batch], rtol=1e-4, atol=1e-4)
 
 
-def test_inputs_beside_the_batch_are_not_read_into_it() -> None:
-    """Tiles wider than the batch take copies of its first input, never what lies behind it."""
-    weight, room = _weight(20, 24, 0.5), aligned(np.full(40 * 24, np.nan, np.float32))
-    room[: 3 * 24] = _random(3, 24).reshape(-1)
-    step, out = linear_step(weight, 3, design="batch"), aligned(np.zeros(3 * 20, np.float32))
-    run_step(step, [room], out)
-    expected = reference.csr_linear(room[: 3 * 24].reshape(3, 24), weight)
-    np.testing.assert_allclose(out.reshape(3, 20), expected, rtol=1e-4, atol=1e-4)
+BEFORE_A_FORBIDDEN_PAGE = """
+import ctypes, mmap
+import tests.ops.test_linear_kernels as here
+
+np, page = here.np, mmap.PAGESIZE
+
+
+def at_the_end(values):
+    room = mmap.mmap(-1, 4 * page)
+    whole = np.frombuffer(room, np.uint8)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + 3 * page), ctypes.c_size_t(page), 0) == 0
+    place = whole[3 * page - values.nbytes : 3 * page].view(np.float32)
+    place[:] = values.reshape(-1)
+    return place
+
+
+for rows, cols in ((20, 33), (35, 69), (16, 64)):
+    weight = here._weight(rows, cols, 0.3)
+    for batch in (1, 3, 9):
+        x, extra, bias = here._random(batch, cols), here._random(batch, rows), here._random(rows)
+        expected = here.reference.csr_linear(x, weight, bias) + extra
+        for step in here._steps(weight, batch, bias, residual=True):
+            out = at_the_end(np.zeros((batch, rows), np.float32))
+            here.run_step(step, [at_the_end(x), at_the_end(extra)], out)
+            np.testing.assert_allclose(out.reshape(batch, rows), expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forbids a page with mprotect")
+def test_nothing_behind_inputs_and_output_is_touched() -> None:
+    _run_elsewhere(BEFORE_A_FORBIDDEN_PAGE)
 
 
 def test_rows_of_very_different_lengths_equal_reference() -> None:
@@ -148,6 +182,28 @@ def test_rows_of_very_different_lengths_equal_reference() -> None:
     for step in _steps(weight, 9, np.zeros(45, np.float32)):
         for threads in (1, 3):
             np.testing.assert_allclose(_run(step, x, 45, threads=threads), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_at_the_same_time_do_not_disturb_each_other() -> None:
+    weight, x = _weight(300, 400, 0.2), _random(17, 400)
+    expected = reference.csr_linear(x, weight)
+    inputs, out, barrier = aligned(x), aligned(np.zeros(17 * 300, np.float32)), threading.Barrier(3)
+    for step in _steps(weight, 17, np.zeros(300, np.float32)):
+        scratch = aligned(np.zeros(step.scratch, np.float32))
+        descriptor = step.bind([inputs.ctypes.data], out.ctypes.data, scratch.ctypes.data)
+        pair = np.array([step.address, descriptor.ctypes.data] * 10, np.int64)
+
+        def work(thread: int, pair: np.ndarray = pair) -> None:
+            barrier.wait()
+            run_alone(pair, thread, 3)
+
+        out[:] = np.nan
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        np.testing.assert_allclose(out.reshape(17, 300), expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_avx512
@@ -209,7 +265,4 @@ with here.pytest.raises(ValueError, match="needs AVX-512"):
 
 @pytest.mark.skipif(isa() == "generic", reason="needs AVX2")
 def test_without_avx512_another_design_is_chosen() -> None:
-    environment = {**os.environ, "NAS_ISA": "avx2"}
-    command = [sys.executable, "-c", WITHOUT_AVX512]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    _run_elsewhere(WITHOUT_AVX512, NAS_ISA="avx2")

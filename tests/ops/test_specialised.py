@@ -27,7 +27,7 @@ from ops.kernels.step import aligned
 pytestmark = pytest.mark.skipif(not specialised_available(), reason="needs x86-64 with AVX-512 and executable memory")
 
 ACTIVATIONS = {"none": lambda t: t, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
-TINY = Tuning(range_rows=40, code_bytes=600, vectors=12, rows_outside=False)
+TINY = Tuning(range_rows=40, code_bytes=600, vectors=12)
 
 
 def _weight(rows: int, cols: int, density: float, edges: bool = True) -> tuple[torch.Tensor, CSR]:
@@ -121,7 +121,7 @@ def test_every_activation_comes_last(activation, residual):
     ids=str,
 )
 def test_every_geometry_equals_dense(case, threads):
-    for tuning in (None, TINY, replace(TINY, rows_outside=True)):
+    for tuning in (None, TINY):
         _compare(
             **{"inside": 8, "outside": 36, "activation": "relu", "residual": True} | case,
             threads=threads,
@@ -137,7 +137,7 @@ def test_many_functions_equal_one():
     source = conv_source_layout(target, tuple(x.shape), *geometry)
     buffer = _poisoned(x, source)
     functions, results = [], []
-    for tuning in (Tuning(1000, 1 << 30, 10**6), Tuning(), Tuning(64, 24 * 1024), Tuning(30, 1000, 36, False)):
+    for tuning in (Tuning(1000, 1 << 30, 10**6), Tuning(150, 1 << 30), Tuning(64, 24 * 1024), Tuning(30, 1000, 36)):
         step = specialised_conv_step(csr, (3, 3), b, *geometry[1:], 1, source, target, "silu", None, tuning)
         functions.append(len(step.arrays[2]))
         results.append(_run(step, [buffer], target))
@@ -153,12 +153,10 @@ def test_results_do_not_depend_on_threads():
     target = default_layout(1, 70, 14, 14)
     source = conv_source_layout(target, (1, 32, 14, 14), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
     buffer = _poisoned(torch.randn(1, 32, 14, 14), source)
-    for rows_outside in (True, False):
-        tuning = replace(TINY, rows_outside=rows_outside)
-        step = specialised_conv_step(csr, (3, 3), None, (1, 1), (1, 1, 1, 1), (1, 1), 1, source, target, tuning=tuning)
-        once = _run(step, [buffer], target)
-        for threads in (2, 3, 5, 64):
-            np.testing.assert_array_equal(_run(step, [buffer], target, threads), once)
+    step = specialised_conv_step(csr, (3, 3), None, (1, 1), (1, 1, 1, 1), (1, 1), 1, source, target, tuning=TINY)
+    once = _run(step, [buffer], target)
+    for threads in (2, 3, 5, 64):
+        np.testing.assert_array_equal(_run(step, [buffer], target, threads), once)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))

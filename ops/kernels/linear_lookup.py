@@ -3,9 +3,9 @@
 16 rows form a slice and walk through the input together. A *group* is a window of 32 (or 64) neighbouring inputs, loaded into two
 (four) registers, and 3 (2) *steps*; in a step every lane multiplies one of its weights with the input of its own that an index
 byte names within the window (`vpermi2ps`), so nothing is gathered from memory. The next window starts at the foremost input
-any lane still needs: lanes that are behind hold it back, lanes that are ahead pause. A pausing lane has an index byte with
-the highest bit set and is left out by mask, so that a NaN in the window does not reach it. Rows are ordered by their number
-of weights, so that the lanes of a slice end together.
+any lane still needs: lanes that are behind hold it back, lanes that are ahead pause. A pausing lane has the index byte and the
+weight 0; a working lane's byte has the highest bit set, and by that bit the pausing lanes get 0 instead of an input, so that a
+NaN in the window does not reach them. Rows are ordered by their number of weights, so that the lanes of a slice end together.
 
 Bytes per kept weight: 5 / fill + 4 per group; fill is 0.9 at density 0.5, 0.63 at 0.1 (32), 0.67 at 0.05 (64), 0.30 at 0.01.
 After table lookup by `vpermi2ps` per fixed block of columns, with sliding windows instead of blocks, which fill better
@@ -23,11 +23,12 @@ import numpy.typing as npt
 
 from ops.formats import CSR
 from ops.kernels.activations import activated
-from ops.kernels.linear_vectors import add_kept, look_up_32, look_up_64
+from ops.kernels.linear_vectors import look_up_32, look_up_64
 from ops.kernels.step import KernelStep, aligned
 from ops.kernels.vector import (
     LANES,
     add,
+    fma,
     jit,
     kernel,
     load,
@@ -46,7 +47,7 @@ X, RESIDUAL, OUT, SCRATCH, BIAS, STARTS, WINDOWS, INDICES, VALUES, TARGETS, ROWS
     range(15)
 )
 STEPS = {32: 3, 64: 2}  # per group, by inputs of a window
-_PAUSE = np.uint8(128)
+_WORKS = 128  # highest bit of an index byte
 # Below this density windows of 64 inputs are faster: 1024 -> 1000 at 0.05 6.4 (32) / 7.1 us (64), at 0.02 5.1 / 4.4 us;
 # 4096 -> 4096 at 0.1 196 / 200 us, at 0.05 140 / 125 us.
 _SPARSE = 0.04
@@ -86,9 +87,9 @@ def slice_32(x, bias, windows, indices, values, begin, end):
     for group in range(begin, end):
         at = x + read_i32(windows + 4 * group)
         x0, x1 = load_any(at), load_any(at + 64)
-        a = add_kept(a, look_up_32(x0, x1, indices), values, indices)
-        b = add_kept(b, look_up_32(x0, x1, indices + 16), values + 64, indices + 16)
-        c = add_kept(c, look_up_32(x0, x1, indices + 32), values + 128, indices + 32)
+        a = fma(look_up_32(x0, x1, indices), load(values), a)
+        b = fma(look_up_32(x0, x1, indices + 16), load(values + 64), b)
+        c = fma(look_up_32(x0, x1, indices + 32), load(values + 128), c)
         indices += 48
         values += 192
     return add(a, add(b, c))
@@ -102,8 +103,8 @@ def slice_64(x, bias, windows, indices, values, begin, end):
     for group in range(begin, end):
         at = x + read_i32(windows + 4 * group)
         x0, x1, x2, x3 = load_any(at), load_any(at + 64), load_any(at + 128), load_any(at + 192)
-        a = add_kept(a, look_up_64(x0, x1, x2, x3, indices), values, indices)
-        b = add_kept(b, look_up_64(x0, x1, x2, x3, indices + 16), values + 64, indices + 16)
+        a = fma(look_up_64(x0, x1, x2, x3, indices), load(values), a)
+        b = fma(look_up_64(x0, x1, x2, x3, indices + 16), load(values + 64), b)
         indices += 32
         values += 128
     return add(a, b)
@@ -165,7 +166,7 @@ def _pack(indptr, columns, weights, order, cols, window, steps, starts, windows,
                     if at[lane] < end[lane] and columns[at[lane]] < first + window:
                         if windows.shape[0] > 0:
                             place = (groups * steps + step) * LANES + lane
-                            indices[place] = columns[at[lane]] - first
+                            indices[place] = _WORKS + columns[at[lane]] - first
                             values[place] = weights[at[lane]]
                         at[lane] += 1
             if windows.shape[0] > 0:
@@ -221,5 +222,5 @@ def lookup_step(
 def _arrays(groups: int, steps: int) -> tuple[npt.NDArray[Any], ...]:
     """windows, indices and values of so many groups, every lane pausing."""
     size = groups * steps * LANES
-    kinds = ((groups, np.int32, 0), (size, np.uint8, _PAUSE), (size, np.float32, 0))
-    return tuple(aligned(np.full(n, fill, kind)) for n, kind, fill in kinds)
+    kinds = ((groups, np.int32), (size, np.uint8), (size, np.float32))
+    return tuple(aligned(np.zeros(n, kind)) for n, kind in kinds)

@@ -1,7 +1,7 @@
 """Vector operations only the linear kernels need: 8 lanes, transposition, parts of vectors, table lookup in registers.
 
 As `ops.kernels.vector`: Numba intrinsics on int64 byte addresses, unchecked. `Vec8` is `<8 x float>`, a ymm register where there
-is one. `look_up_32`, `look_up_64` and `add_kept` need AVX-512 and must not be compiled elsewhere (`ops.kernels.isa`).
+is one. `look_up_32` and `look_up_64` need AVX-512 and must not be compiled elsewhere (`ops.kernels.isa`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from ops.kernels.vector import LANES, intrinsic, vec
 
 __all__ = [
     "add8",
-    "add_kept",
     "fma8",
     "load8",
     "load_first",
@@ -203,9 +202,9 @@ def transpose8(typingctx: Any, source: Any, source_step: Any, target: Any, targe
 
 
 def _indices(builder: Any, address: Any) -> tuple[Any, Any]:
-    """16 bytes as <16 x i32>, and which of them have no sign."""
+    """16 bytes as <16 x i32>, and which of them have their highest bit set."""
     packed = builder.load(_pointer(builder, address, _BYTES), align=16)
-    return builder.zext(packed, _INTS), builder.icmp_signed(">=", packed, ir.Constant(_BYTES, [0] * LANES))
+    return builder.zext(packed, _INTS), builder.icmp_signed("<", packed, ir.Constant(_BYTES, [0] * LANES))
 
 
 def _table(builder: Any, low: Any, index: Any, high: Any) -> Any:
@@ -216,37 +215,26 @@ def _table(builder: Any, low: Any, index: Any, high: Any) -> Any:
 
 @intrinsic
 def look_up_32(typingctx: Any, a: Any, b: Any, indices: Any) -> Any:
-    """The elements of (a, b) that the low 5 bits of the 16 bytes at `indices` (a multiple of 16) name. AVX-512."""
+    """The elements of (a, b) that the low 5 bits of the 16 bytes at `indices` (a multiple of 16) name; 0 where a byte is 0,
+    whatever (a, b) hold. A byte that names something has its highest bit set. AVX-512."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _table(builder, args[0], _indices(builder, args[2])[0], args[1])
+        index, kept = _indices(builder, args[2])
+        return builder.select(kept, _table(builder, args[0], index, args[1]), ir.Constant(_VECTOR, [0.0] * LANES))
 
     return vec(vec, vec, types.int64), code
 
 
 @intrinsic
 def look_up_64(typingctx: Any, a: Any, b: Any, c: Any, d: Any, indices: Any) -> Any:
-    """The elements of (a, b, c, d) that the low 6 bits of the 16 bytes at `indices` (a multiple of 16) name. AVX-512."""
+    """The elements of (a, b, c, d) that the low 6 bits of the 16 bytes at `indices` (a multiple of 16) name; 0 where a byte is
+    0, whatever (a, b) hold. AVX-512."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        index = _indices(builder, args[4])[0]
+        index, kept = _indices(builder, args[4])
         bit = builder.and_(index, ir.Constant(_INTS, [32] * LANES))
         upper = builder.icmp_signed("!=", bit, ir.Constant(_INTS, [0] * LANES))
         low, high = _table(builder, args[0], index, args[1]), _table(builder, args[2], index, args[3])
-        return builder.select(upper, high, low)
+        return builder.select(upper, high, builder.select(kept, low, ir.Constant(_VECTOR, [0.0] * LANES)))
 
     return vec(vec, vec, vec, vec, types.int64), code
-
-
-@intrinsic
-def add_kept(typingctx: Any, total: Any, x: Any, values: Any, indices: Any) -> Any:
-    """total + x · the vector at `values` in the lanes whose byte at `indices` is below 128, total in the others. AVX-512."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total, x, values, indices = args
-        weights = builder.load(_pointer(builder, values, _VECTOR), align=64)
-        fused = _function(builder, "llvm.fma.v16f32", _VECTOR, [_VECTOR] * 3)
-        kept = _indices(builder, indices)[1]
-        return builder.select(kept, builder.call(fused, [x, weights, total]), total)
-
-    return vec(vec, vec, types.int64, types.int64), code

@@ -48,9 +48,10 @@ X, RESIDUAL, OUT, SCRATCH, BIAS, STARTS, WINDOWS, INDICES, VALUES, TARGETS, ROWS
 )
 STEPS = {32: 3, 64: 2}  # per group, by inputs of a window
 _WORKS = 128  # highest bit of an index byte
-# Below this density windows of 64 inputs are faster: 1024 -> 1000 at 0.05 6.4 (32) / 7.1 us (64), at 0.02 5.1 / 4.4 us;
-# 4096 -> 4096 at 0.1 196 / 200 us, at 0.05 140 / 125 us.
-_SPARSE = 0.04
+# Windows of 64 fill better but cost one lookup more: they pay below a density, a higher one for layers that do not stay in the
+# second-level cache. Microseconds of 32 / 64: 1024 -> 1000 at density 0.1 9 / 12, at 0.05 6.4 / 7.1, at 0.02 5.1 / 4.4;
+# 4096 -> 4096 at 0.2 775 / 717 from memory and 359 / 364 from the third-level cache, at 0.1 494 / 442 and 196 / 200.
+_SPARSE, _SPARSE_OF_MANY, _MANY = 0.04, 0.3, 2**19
 
 
 @jit
@@ -181,7 +182,8 @@ def lookup_window(weight: CSR) -> int:
     rows, cols = weight.shape
     if cols < 32:
         return 0
-    return 64 if cols >= 64 and weight.nnz < _SPARSE * rows * cols else 32
+    limit = _SPARSE_OF_MANY if weight.nnz > _MANY else _SPARSE
+    return 64 if cols >= 64 and weight.nnz < limit * rows * cols else 32
 
 
 def lookup_step(

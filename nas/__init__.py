@@ -10,10 +10,11 @@ run.export(front.trial.iloc[0], "exported/")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nas.deploy import runtime
     from nas.driver import search
     from nas.run import Run, load_run
 
-__all__ = ["Run", "load_run", "search"]
+__all__ = ["Run", "load_run", "runtime", "search"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from nas.driver import search
 
         return search
+    if name == "runtime":
+        from nas.deploy import runtime
+
+        return runtime
     if name in ("Run", "load_run"):
         import nas.run
 

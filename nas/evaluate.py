@@ -86,7 +86,8 @@ class TrialEvaluator:
             "latency_source": latency.source,
             "latency_quality": latency.quality,
         }
-        plan = pd.concat([latency.plan.frame(), latency.parts[["torch_ms", "csr_ms", "ms", "share"]]], axis=1)
+        times = latency.parts.drop(columns=latency.plan.frame().columns, errors="ignore")
+        plan = pd.concat([latency.plan.frame(), times], axis=1)
         found = violations(metrics, self.constraints, partial=True)
         if not feasible(found):
             write_artifacts(self.folder, trial, architecture, model=None, history=[], plan=plan)

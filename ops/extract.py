@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from ops.layers import SparseConv2d, SparseLinear
 
-__all__ = ["Layer", "hooked", "layer_of"]
+__all__ = ["FEW_ZEROS", "Layer", "hooked", "layer_of"]
+
+# A dense layer whose weight has at least a tenth exact zeros was pruned by somebody; they are its mask.
+FEW_ZEROS = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +61,7 @@ def hooked(node: fx.Node) -> bool:
 
 def layer_of(node: fx.Node) -> Layer | None:
     """The convolution or linear layer a node computes, or None if it is something else or out of the ordinary."""
-    if node.op == "call_module" and not hooked(node):
+    if node.op == "call_module" and (not hooked(node) or _pruned(node.meta["module"])):
         module = node.meta["module"]
         forward = type(module).forward
         plain = isinstance(module, nn.Conv2d) and type(module)._conv_forward is nn.Conv2d._conv_forward
@@ -126,7 +130,27 @@ def _weight(module: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor |
         weight, mask = module.effective_weight().detach(), module.mask.detach()
         # An explicit zero, so that a NaN outside the mask does not survive the product weight * mask.
         return torch.where(mask, weight, weight.new_zeros(())), mask, str(module.pattern), module.density
-    return module.weight.detach(), None, "", 1.0
+    if _pruned(module):
+        mask = module.weight_mask.detach().bool()
+        return (
+            torch.where(mask, module.weight_orig.detach(), module.weight_orig.new_zeros(())),
+            mask,
+            "unstructured",
+            1.0,
+        )
+    weight = module.weight.detach()
+    if isinstance(module, SparseConv2d | SparseLinear) or weight.is_meta or not weight.numel():
+        return weight, None, "", 1.0
+    mask = weight != 0
+    kept = int(mask.sum()) / weight.numel()
+    return (weight, mask, "unstructured", kept) if kept <= FEW_ZEROS else (weight, None, "", 1.0)
+
+
+def _pruned(module: nn.Module) -> bool:
+    """Whether torch.nn.utils.prune holds the mask of the weight, and nothing else hangs on the call."""
+    hooks = list(module._forward_pre_hooks.values())
+    known = bool(hooks) and all(isinstance(hook, prune.BasePruningMethod) for hook in hooks)
+    return known and not module._forward_hooks and hasattr(module, "weight_mask") and not hasattr(module, "bias_mask")
 
 
 def _detached(bias: torch.Tensor | None) -> torch.Tensor | None:

@@ -17,9 +17,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import fx, nn
 
@@ -28,9 +27,26 @@ from ops.masks import kept_count
 from ops.patterns import parse_pattern
 from ops.trace import PlanError, trace
 
-__all__ = ["LAYER_KINDS", "Choose", "Plan", "PlanError", "PlannedOp", "Ref", "legal_kernels", "lower", "rule_of_thumb"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "KERNELS",
+    "LAYER_KINDS",
+    "Choose",
+    "Plan",
+    "PlanError",
+    "PlannedOp",
+    "Ref",
+    "legal_kernels",
+    "lower",
+    "rule_of_thumb",
+]
 
 LAYER_KINDS = ("conv2d", "depthwise_conv2d", "linear")
+# dense through torch; kept weights only, by compiled code that serves all masks; by machine code made for one mask
+KERNELS = ("torch", "portable", "specialised")
+SPARSE_UP_TO = 0.5  # density up to which the sparse kernels are assumed to be faster where nothing was measured
 
 
 @dataclass(frozen=True)
@@ -58,10 +74,12 @@ class PlannedOp:
         nnz: kept weights of a sparse layer, all weights of a dense one, 0 for anything else.
         pattern: canonical text of a sparse layer's pattern, "" otherwise.
         macs: multiply-adds on kept weights for one input of the batch; dense_macs: on all weights.
-        kernel: "torch" (dense) or "csr" (kept weights only).
+        kernel: one of `KERNELS` for a layer; "torch" for anything else, which runs in the layout its input is in.
         post_ops: activations applied by the same kernel, in order.
-        inputs: the values it reads.
+        inputs: the values it reads; of a layer the input and, if `residual`, what is added before the activation.
+        residual: see `inputs`.
         dtype: of the result, "" if that is not one tensor.
+        mutates: whether it may change its inputs in place.
         detail: what distinguishes calls of one kind: the module's repr, or the function's home.
     """
 
@@ -83,8 +101,10 @@ class PlannedOp:
     dense_macs: int = 0
     kernel: str = "torch"
     post_ops: tuple[str, ...] = ()
+    residual: bool = False
     dtype: str = "float32"
     detail: str = ""
+    mutates: bool = False
     layer: Layer | None = field(default=None, repr=False)
     call: Callable[..., Any] | None = field(default=None, repr=False)
     args: tuple[Any, ...] = field(default=(), repr=False)
@@ -103,7 +123,18 @@ class PlannedOp:
             "output": self.output_shape,
         }
         if self.layer is not None:
-            names = ("weight_shape", "stride", "padding", "dilation", "groups", "bias", "nnz", "pattern", "post_ops")
+            names = (
+                "weight_shape",
+                "stride",
+                "padding",
+                "dilation",
+                "groups",
+                "bias",
+                "nnz",
+                "pattern",
+                "post_ops",
+                "residual",
+            )
             facts |= {name: getattr(self, name) for name in names}
         else:
             facts["call"] = [self.detail, _text((self.args, self.kwargs))]
@@ -114,18 +145,27 @@ Choose = Callable[[PlannedOp, list[str]], str]
 
 
 def rule_of_thumb(op: PlannedOp, kernels: list[str]) -> str:
-    """ "csr" where it is legal and at most a tenth of the weights are kept, or the layer is a depthwise convolution of a single
-    image; else "torch". Measured choices are better."""
-    single = op.kind == "depthwise_conv2d" and op.input_shapes[0][0] == 1
-    return "csr" if "csr" in kernels and (op.density <= 0.1 or single) else "torch"
+    """The last kernel (the most specialised) for sparse layers up to a density of `SPARSE_UP_TO`, for depthwise convolutions
+    and for dense ones of few weights per output (stems), else "torch". Measured choices are better."""
+    if op.density <= SPARSE_UP_TO:
+        return kernels[-1]
+    few = len(op.weight_shape) == 4 and math.prod(op.weight_shape[1:]) <= 256
+    return kernels[-1] if few else "torch"
 
 
 def legal_kernels(op: PlannedOp) -> list[str]:
-    """Kernels that compute this operation: torch always; csr for sparse layers and for all depthwise convolutions (torch's is
-    slow), in float32."""
+    """Kernels that compute this operation, in the order of `KERNELS`: torch always; in float32 "portable" for convolutions of
+    images and for sparse linear layers, and "specialised" for convolutions that are not depthwise, where the machine has what
+    it takes (`ops.kernels.specialised.specialised_available`) and the activation is one it knows."""
     layer = op.layer
-    direct = layer is not None and (layer.mask is not None or layer.kind == "depthwise_conv2d")
-    return ["torch", "csr"] if direct and op.dtype == "float32" else ["torch"]
+    if layer is None or op.dtype != "float32" or (layer.kind == "linear" and layer.mask is None):
+        return ["torch"]
+    if layer.kind != "conv2d":
+        return ["torch", "portable"]
+    from ops.kernels.specialised import SPECIALISED_ACTIVATIONS, specialised_available  # late: importing it loads Numba
+
+    special = specialised_available() and set(layer.post_ops) <= set(SPECIALISED_ACTIVATIONS)
+    return list(KERNELS) if special else ["torch", "portable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +210,8 @@ class Plan:
         return replace(self, ops=tuple(_with_kernel(op, pick) for op in self.ops))
 
     def frame(self) -> pd.DataFrame:
-        """One row per operation; shapes as text ("1x64x8x8"), `inputs` as text ("0 3": the input and the third operation)."""
+        """One row per operation; shapes as text ("1x64x8x8"); post_ops begins with "+" where a residual is added;
+        `inputs` as text ("0 3": the input and the third operation)."""
         rows = [
             {
                 "op": op.name,
@@ -186,12 +227,14 @@ class Plan:
                 "macs": op.macs,
                 "dense_macs": op.dense_macs,
                 "kernel": op.kernel,
-                "post_ops": " ".join(op.post_ops),
+                "post_ops": " ".join(("+",) * op.residual + op.post_ops),
                 "inputs": " ".join(map(str, op.inputs)),
             }
             for op in self.ops
         ]
         columns = list(rows[0]) if rows else ["op", "kind", "kernel"]
+        import pandas as pd  # late: running a network does not need it
+
         return pd.DataFrame(rows, columns=columns)
 
     def __str__(self) -> str:
@@ -217,8 +260,7 @@ def lower(module: nn.Module, example_input: torch.Tensor, choose: Choose | None 
         module: takes one tensor; deep-copied, never changed. On the meta device the plan can be priced but not run; layers
             whose masks are not drawn count there by their target density.
         example_input: float[batch, ...]; its shape is the one the plan is for. The network is run on it twice.
-        choose: picks a kernel for an operation out of the legal ones. Default `rule_of_thumb`: csr where at most a tenth of
-            the weights is kept, and for depthwise convolutions of one image.
+        choose: picks a kernel for an operation out of the legal ones. Default `rule_of_thumb`.
 
     Returns:
         The plan, equal in result to the masked network up to rounding.
@@ -259,7 +301,9 @@ def _with_kernel(op: PlannedOp, choose: Choose) -> PlannedOp:
 
 def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[str]) -> PlannedOp:
     """The operation a node stands for."""
-    read = [n for n in node.all_input_nodes if n in places]
+    layer: Layer | None = node.meta.get("layer")
+    residual = layer is not None and layer.residual
+    read = [n for n in (node.args if residual else node.all_input_nodes) if n in places]
     tensors = [n.meta["value"] for n in read if isinstance(n.meta["value"], torch.Tensor)]
     value = node.meta["value"]
     is_tensor = isinstance(value, torch.Tensor)
@@ -271,11 +315,11 @@ def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[
         "inputs": tuple(places[n] for n in read),
         "dtype": str(value.dtype).removeprefix("torch.") if is_tensor else "",
     }
-    layer: Layer | None = node.meta.get("layer")
     if layer is None:
         args, kwargs = _template(node.args, places), _template(node.kwargs, places)
         call, detail = _callable(node)
-        return PlannedOp(kind=kind, call=call, args=args, kwargs=kwargs, detail=detail, **shared)
+        mutates = bool(node.meta.get("pinned")) or kind == "torch"
+        return PlannedOp(kind=kind, call=call, args=args, kwargs=kwargs, detail=detail, mutates=mutates, **shared)
     weights, rows = layer.weight.numel(), layer.weight.shape[0]
     nnz = _nnz(layer)
     positions = math.prod(value.shape) // (rows * batch) if rows * batch else 0
@@ -293,6 +337,7 @@ def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[
         macs=nnz * positions,
         dense_macs=weights * positions,
         post_ops=layer.post_ops,
+        residual=layer.residual,
         layer=layer,
         **shared,
     )

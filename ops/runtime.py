@@ -107,7 +107,7 @@ class Runtime:
         memory was used again are overwritten, so times mean something and results do not."""
         instance = _Instance(self.schedule, self._prepared, self.threads, alone=True)
         instance.run(self._checked(x), keep=True)
-        return list(zip(self.schedule.steps, instance.calls))
+        return [(step, _without_autograd(call)) for step, call in zip(self.schedule.steps, instance.calls)]
 
     def calls(self, x: torch.Tensor) -> list[Callable[[], None]]:
         """One callable per operation of the plan, in order, that runs the steps of this operation alone, without the
@@ -129,6 +129,14 @@ class Runtime:
                 "lower the network again with an example of that shape"
             )
         return x.detach() if x.requires_grad else x
+
+
+def _without_autograd(call: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        with torch.inference_mode():
+            call()
+
+    return run
 
 
 def _all(calls: list[Callable[[], None]]) -> Callable[[], None]:

@@ -19,15 +19,17 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from ops.chunks import chunk_blocks
 from ops.fuse import Layer
 from ops.kernels.lanes import LANES, Layout, conv_source_layout, covered, default_layout, padded_pitch
 from ops.memory import GUARD, Interval, allocate
 from ops.plan import Plan, PlannedOp, Ref
 from ops.recognise import Native, recognise
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Copy", "Schedule", "Step", "schedule"]
 
@@ -130,9 +132,11 @@ class Schedule:
         if step.writes is not None:
             facts["to"] = _facts(step.writes)
         if step.layer is not None:
-            op = self.plan.ops[step.op]
-            names = ("weight_shape", "stride", "padding", "dilation", "groups", "bias", "nnz", "pattern", "post_ops")
-            facts |= {name: getattr(op, name) for name in names}
+            layer = step.layer
+            names = ("stride", "padding", "dilation", "groups", "pattern", "post_ops", "residual")
+            facts |= {name: getattr(layer, name) for name in names}
+            facts["weight"] = tuple(layer.weight.shape)
+            facts["nnz"] = layer.weight.numel() if layer.mask is None else int(layer.mask.sum())
         facts |= {name: v for name, v in step.parameters.items() if name not in ("scale", "shift")}
         return json.dumps(facts, sort_keys=True, separators=(",", ":"))
 
@@ -149,6 +153,8 @@ class Schedule:
             }
             for step in self.steps
         ]
+        import pandas as pd  # late: running a network does not need it
+
         return pd.DataFrame(rows, columns=["op", "step", "kernel", "from", "to", "bytes"])
 
     def __str__(self) -> str:
@@ -159,6 +165,7 @@ def schedule(plan: Plan) -> Schedule:
     """Decide what is executed for a plan, and where every value is."""
     builder = _Builder(plan)
     builder.run()
+    builder.steps = chunk_blocks(builder.steps, builder.narrowed, builder.nbytes)
     _share_concatenations(builder)
     steps = _with_halos(builder)
     arena = _placed(steps)
@@ -190,6 +197,7 @@ class _Builder:
         self.outputs: dict[int, Copy] = {}
         self.shapes: dict[int, tuple[int, ...]] = {0: plan.input_shape}
         self.float32 = plan.dtype == "float32"
+        self.mutates = any(op.mutates for op in plan.ops)
 
     def run(self) -> None:
         for i, op in enumerate(self.plan.ops):
@@ -244,11 +252,29 @@ class _Builder:
     def _in_lanes(self, value: int) -> bool:
         return any(copy.form == "lanes" for copy in self.copies[value])
 
+    def narrowed(self, copy: Copy, channels: int) -> Copy:
+        """A new copy in the same blocking and with the same halo for part of the channels of a value."""
+        layout = copy.lanes.with_channels(channels, padded_pitch(channels))
+        part = Copy(copy.value, "lanes", (copy.shape[0], channels, *copy.shape[2:]), layout)
+        self.copies[copy.value].append(part)
+        if copy in self.halo:
+            self.halo[part] = self.halo[copy]
+        if copy in self.refreshed:
+            self.refreshed.add(part)
+        return part
+
+    def nbytes(self, copy: Copy) -> int:
+        """Bytes of a copy in lanes with the halo known by now."""
+        return 4 * copy.lanes.with_halo(self.halo.get(copy, (0, 0, 0, 0))).size
+
     # operations
 
     def _torch(self, i: int, op: PlannedOp) -> None:
         reads = tuple(self._as_torch(value, i) for value in op.inputs)
         self._add(Step("torch", reads, Copy(i + 1, "torch", op.output_shape), i, kernel="torch"))
+        if op.mutates:  # any tensor may have changed: its other copies are out of date
+            for copies in self.copies.values():
+                copies[:] = [copy for copy in copies if copy.form == "torch"] or copies
 
     def _native(self, i: int, op: PlannedOp) -> bool:
         if not self.float32 or op.dtype != "float32":
@@ -261,7 +287,7 @@ class _Builder:
             else:
                 self._conv(i, op, op.layer)
             return True
-        native = recognise(op)
+        native = None if op.mutates else recognise(op)
         return native is not None and self._other(i, op, native)
 
     def _linear(self, i: int, op: PlannedOp, layer: Layer) -> None:
@@ -370,7 +396,7 @@ class _Builder:
         return True
 
     def _view(self, i: int, op: PlannedOp, value: int) -> bool:
-        if math.prod(op.output_shape) != math.prod(self.shapes[value]):
+        if self.mutates or math.prod(op.output_shape) != math.prod(self.shapes[value]):
             return False
         if self._find(value, "plain") is None and not self._in_lanes(value):
             return False

@@ -129,6 +129,7 @@ def export_module(
         verification = _verification(gaps, counts, card, work)
         shapes, dtypes = [tuple(x.shape[1:]) for x in examples], [str(x.dtype).removeprefix("torch.") for x in examples]
         (work / place.CARD).write_text(card_text(card, verification, held.inputs, shapes, dtypes), encoding="utf-8")
+        verification["inputs"] = [{"shape": list(x.shape[1:]), "dtype": dtype} for x, dtype in zip(examples, dtypes)]
         verification["files"] = _files(work)
         (work / place.VERIFICATION).write_text(
             json.dumps(verification, indent=2, allow_nan=False) + "\n", encoding="utf-8"

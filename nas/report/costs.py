@@ -164,7 +164,11 @@ def _added(name: str, rows: Sequence[_Row]) -> _Row:
 
 def _legend_costs(axes: Axes, rows: Sequence[_Row], timed: bool) -> None:
     used = [kernel for kernel in style.KERNEL_COLOURS if any(kernel in row.parts for row in rows)]
-    names = {"torch": "torch, dense kernel", "csr": "csr, sparse kernel"}
+    names = {
+        "torch": "torch, dense kernel",
+        "portable": "portable sparse kernel",
+        "specialised": "specialised sparse kernel",
+    }
     handles = [Patch(facecolor=style.KERNEL_COLOURS[kernel], label=names[kernel]) for kernel in used]
     if any(row.parts.keys() - style.KERNEL_COLOURS.keys() for row in rows):
         handles.append(Patch(facecolor=style.OTHER_KERNEL, label="no choice of kernel"))

@@ -27,7 +27,7 @@ class Operation:
     Attributes:
         name: dotted name in the network.
         kind: "conv2d", "linear", "add", "torch", ...
-        kernel: "torch" or "csr"; "" where there is nothing to choose.
+        kernel: "torch", "portable" or "specialised"; "" where there is nothing to choose.
         weight: shape of the weight, [out, in / groups, *kernel]; () without a weight.
         output: shape of the output without the batch axis; () if unknown.
         stride: of a convolution, 1 otherwise.
@@ -86,7 +86,7 @@ class Operation:
 
     @property
     def how(self) -> str:
-        """How sparse it is and what runs it: "density 0.1 2:4 · csr"; "" without a weight."""
+        """How sparse it is and what runs it: "density 0.1 2:4 · portable"; "" without a weight."""
         if self.density is None:
             return ""
         sparse = f"density {self.density:.3g} {self.pattern}".rstrip() if self.is_sparse else "dense"

@@ -30,7 +30,7 @@ PAPER = "#fffffe"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#8a9199"
 MARKERS = ("s", "^", "D", "v", "P", "p")
-KERNEL_COLOURS = {"torch": "#0072b2", "csr": "#d55e00"}
+KERNEL_COLOURS = {"torch": "#0072b2", "portable": "#e69f00", "specialised": "#d55e00"}
 OTHER_KERNEL = GREY
 
 _DENSITY_STOPS = (  # log10(density), colour: the less is kept the paler

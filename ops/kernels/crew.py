@@ -64,13 +64,18 @@ def _run(shared, thread, threads):
 
 
 @jit
-def _lead(shared, run, program, length, threads):
-    """Start a run and take part as thread 0; returns when all steps are done by all."""
-    mode = flush_subnormals()
+def _publish(shared, run, program, length):
+    """Let the others see a new run."""
     atomic_write(shared + 8 * _BEGAN, _read(shared, _PASSED))
     atomic_write(shared + 8 * _PROGRAM, program)
     atomic_write(shared + 8 * _LENGTH, length)
     atomic_write(shared + 8 * _RUN, run)
+
+
+@jit
+def _lead(shared, threads):
+    """Take part in the published run as thread 0; returns when all steps are done by all."""
+    mode = flush_subnormals()
     _run(shared, 0, threads)
     restore_mode(mode)
 
@@ -108,7 +113,8 @@ class Crew:
         self._process = os.getpid()
         # compile here, so that the threads never do
         _follow.compile("(int64, int64, int64, int64)")
-        _lead.compile("(int64, int64, int64, int64, int64)")
+        _publish.compile("(int64, int64, int64, int64)")
+        _lead.compile("(int64, int64)")
         for thread, wake in enumerate(self._wake, 1):
             threading.Thread(target=self._work, args=(thread, wake), daemon=True, name=f"ops-{thread}").start()
 
@@ -116,10 +122,11 @@ class Crew:
         """Run (function, descriptor) pairs, int64[2 * steps]; returns when all is done."""
         with self._turn:
             self._number += 1
-            for wake in self._wake:
+            _publish(self._address, self._number, program.ctypes.data, program.size // 2)
+            for wake in self._wake:  # after publishing: whoever fell asleep before has not seen the run
                 if not wake.is_set():
                     wake.set()
-            _lead(self._address, self._number, program.ctypes.data, program.size // 2, self.threads)
+            _lead(self._address, self.threads)
 
     def _work(self, thread: int, wake: threading.Event) -> None:
         seen = 0

@@ -200,8 +200,8 @@ def plan_row(
     positions = math.prod(output[2:]) if weight else 0
     nnz = n - math.floor((1 - density) * n)
     dense_ms = 0.002 + n * positions * 1.1e-7
-    csr_ms = 0.002 + nnz * positions * 6e-7
-    kernel = "csr" if density < 1 and csr_ms < dense_ms else "torch"
+    sparse_ms = 0.002 + nnz * positions * 6e-7
+    kernel = "portable" if density < 1 and sparse_ms < dense_ms else "torch"
     return {
         "op": name,
         "kind": kind,
@@ -218,7 +218,7 @@ def plan_row(
         "kernel": kernel,
         "post_ops": post,
         "inputs": inputs,
-        "ms": csr_ms if kernel == "csr" else dense_ms,
+        "ms": sparse_ms if kernel == "portable" else dense_ms,
         "dense_ms": dense_ms if weight else float("nan"),
     }
 

@@ -17,7 +17,7 @@ from ops.runtime import InputError, Runtime
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 
-def _csr(op: PlannedOp, kernels: list[str]) -> str:
+def _sparse(op: PlannedOp, kernels: list[str]) -> str:
     return kernels[-1]
 
 
@@ -180,7 +180,7 @@ def _network(name: str, density: float) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("choose", [_csr, _torch], ids=["csr", "torch"])
+@pytest.mark.parametrize("choose", [_sparse, _torch], ids=["sparse", "torch"])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("density", [0.05, 0.4, 1.0])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -200,7 +200,7 @@ def test_runtime_equals_the_network(name: str, density: float, batch: int, choos
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_input_gives_the_same_bits_in_new_memory(name: str) -> None:
-    runtime = Runtime(lower(_network(name, 0.3), torch.randn(2, 8, 9, 9), _csr))
+    runtime = Runtime(lower(_network(name, 0.3), torch.randn(2, 8, 9, 9), _sparse))
     x, other = torch.randn(2, 2, 8, 9, 9)
     first = runtime(x)
     kept = first.clone()
@@ -212,7 +212,7 @@ def test_the_same_input_gives_the_same_bits_in_new_memory(name: str) -> None:
 
 def test_non_contiguous_and_channels_last_inputs_are_fine() -> None:
     net = _network("chain", 0.3)
-    runtime = Runtime(lower(net, torch.randn(2, 8, 9, 9), _csr))
+    runtime = Runtime(lower(net, torch.randn(2, 8, 9, 9), _sparse))
     x = torch.randn(2, 9, 9, 8).permute(0, 3, 1, 2)
     with torch.no_grad():
         torch.testing.assert_close(runtime(x), net(x.contiguous()))
@@ -220,7 +220,7 @@ def test_non_contiguous_and_channels_last_inputs_are_fine() -> None:
 
 
 def test_results_are_ordinary_tensors_and_inputs_may_require_grad() -> None:
-    out = Runtime(lower(_network("chain", 0.3), torch.randn(1, 8, 9, 9), _csr))(
+    out = Runtime(lower(_network("chain", 0.3), torch.randn(1, 8, 9, 9), _sparse))(
         torch.randn(1, 8, 9, 9, requires_grad=True)
     )
     assert not out.requires_grad
@@ -250,7 +250,7 @@ def test_an_all_zero_layer_gives_its_bias() -> None:
     for layer in (net[0], net[2]):
         layer.set_mask(torch.zeros_like(layer.mask))
     x = torch.randn(1, 8, 9, 9)
-    plan = lower(net, x, _csr)
+    plan = lower(net, x, _sparse)
     assert plan.macs == 0
     torch.testing.assert_close(Runtime(plan)(x)[0], net[2].bias.detach())
 
@@ -258,7 +258,7 @@ def test_an_all_zero_layer_gives_its_bias() -> None:
 def test_weights_are_copied_when_lowered() -> None:
     net = _network("chain", 0.3)
     x = torch.randn(1, 8, 9, 9)
-    runtimes = [Runtime(lower(net, x, choose)) for choose in (_csr, _torch)]
+    runtimes = [Runtime(lower(net, x, choose)) for choose in (_sparse, _torch)]
     before = [runtime(x) for runtime in runtimes]
     with torch.no_grad():
         for parameter in net.parameters():
@@ -292,7 +292,7 @@ def test_a_plan_without_weights_is_refused() -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_operation_can_be_called_alone(name: str) -> None:
     x = torch.randn(1, 8, 9, 9)
-    plan = lower(_network(name, 0.3), x, _csr)
+    plan = lower(_network(name, 0.3), x, _sparse)
     runtime = Runtime(plan)
     calls = runtime.calls(x)
     assert len(calls) == len(plan.ops)
@@ -303,6 +303,6 @@ def test_each_operation_can_be_called_alone(name: str) -> None:
 
 
 def test_intermediate_values_are_let_go() -> None:
-    runtime = Runtime(lower(_network("residual", 0.3), torch.randn(1, 8, 9, 9), _csr))
+    runtime = Runtime(lower(_network("residual", 0.3), torch.randn(1, 8, 9, 9), _sparse))
     runtime(torch.randn(1, 8, 9, 9))
     assert all(value is None for value in runtime._values)

@@ -24,7 +24,16 @@ from ops.kernels.lanes import LANES, Layout
 from ops.kernels.step import KernelStep, aligned
 from ops.kernels.vector import intrinsic, jit, keep, kernel, load, load_any, read_i64, store, vec
 
-__all__ = ["copy_step", "from_lanes_step", "halo_step", "relayout_step", "tile_runs", "to_lanes_step"]
+__all__ = [
+    "copy_step",
+    "from_lanes_step",
+    "gather",
+    "halo_step",
+    "relayout_step",
+    "share",
+    "tile_runs",
+    "to_lanes_step",
+]
 
 VECTOR = 4 * LANES  # bytes
 
@@ -52,17 +61,16 @@ X, Y, TABLE, ENTRIES, VECTORS = range(5)
 
 
 @jit
-def _share(d, thread, threads):
-    """(first entry, its first vector, vectors to do) of a thread: entries are cut where it must be."""
-    all_vectors = d[ENTRIES] * d[VECTORS]
-    first = all_vectors * thread // threads
-    return first // d[VECTORS], first % d[VECTORS], all_vectors * (thread + 1) // threads - first
+def share(runs, vectors, thread, threads):
+    """(first run, its first vector, vectors to do) of a thread, of `runs` runs of `vectors` vectors; cut anywhere."""
+    first = runs * vectors * thread // threads
+    return first // vectors, first % vectors, runs * vectors * (thread + 1) // threads - first
 
 
 @kernel
 def halo_kernel(d, thread, threads):
     """Entries: (bytes to the tile written, bytes to the floats read, address of the mask); `vectors`: channels."""
-    entry, begin, left = _share(d, thread, threads)
+    entry, begin, left = share(d[ENTRIES], d[VECTORS], thread, threads)
     while left > 0:
         end = min(d[VECTORS], begin + left)
         at = d[TABLE] + 24 * entry
@@ -86,7 +94,7 @@ def halo_kernel(d, thread, threads):
 @kernel
 def relayout_kernel(d, thread, threads):
     """Entries: bytes to the tile written, then for each lane bytes to the float read; `vectors`: channels."""
-    entry, begin, left = _share(d, thread, threads)
+    entry, begin, left = share(d[ENTRIES], d[VECTORS], thread, threads)
     while left > 0:
         end = min(d[VECTORS], begin + left)
         at = d[TABLE] + 136 * entry
@@ -100,7 +108,7 @@ def relayout_kernel(d, thread, threads):
 @kernel
 def copy_kernel(d, thread, threads):
     """Entries: (bytes to a run of vectors read, to the run written)."""
-    entry, begin, left = _share(d, thread, threads)
+    entry, begin, left = share(d[ENTRIES], d[VECTORS], thread, threads)
     while left > 0:
         end = min(d[VECTORS], begin + left)
         at = d[TABLE] + 16 * entry

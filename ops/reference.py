@@ -5,6 +5,8 @@ Nothing here is meant to be fast, and nothing outside tests should call it. All 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,24 +16,48 @@ __all__ = ["activate", "csr_conv2d", "csr_linear"]
 
 
 def activate(value: float, activation: str) -> float:
-    """One number through "none", "relu" (max(v, 0)) or "relu6" (min(max(v, 0), 6)); NaN stays NaN."""
-    if activation in ("relu", "relu6") and value < 0:
-        return 0.0
-    if activation == "relu6" and value > 6:
-        return 6.0
-    return value
+    """One number through an activation; NaN stays NaN.
+
+    Args:
+        value: v.
+        activation: "none"; "relu", max(v, 0); "relu6", min(max(v, 0), 6); "hardswish", v · relu6(v + 3) / 6; or "silu",
+            v / (1 + e^-v).
+
+    Raises:
+        ValueError: another activation.
+
+    Source: hardswish as in MobileNetV3, Howard et al. 2019 (arXiv:1905.02244); silu as in Elfwing et al. 2018
+    (arXiv:1702.03118).
+    """
+    if activation == "none" or math.isnan(value):
+        return value
+    if activation == "relu":
+        return max(value, 0.0)
+    if activation == "relu6":
+        return min(max(value, 0.0), 6.0)
+    if activation == "hardswish":
+        return value * activate(value + 3, "relu6") / 6
+    if activation == "silu":
+        small = math.exp(-abs(value))  # in this form nothing overflows
+        return value / (1 + small) if value >= 0 else value * small / (1 + small)
+    raise ValueError(f'unknown activation "{activation}"; known: none, relu, relu6, hardswish, silu')
 
 
 def csr_linear(
-    x: npt.NDArray[np.float32], weight: CSR, bias: npt.NDArray[np.float32] | None = None, activation: str = "none"
+    x: npt.NDArray[np.float32],
+    weight: CSR,
+    bias: npt.NDArray[np.float32] | None = None,
+    activation: str = "none",
+    residual: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """out[n, i] = act(bias[i] + Σ_k values[k] · x[n, indices[k]]) over the entries k of row i.
+    """out[n, i] = act(bias[i] + Σ_k values[k] · x[n, indices[k]] + residual[n, i]) over the entries k of row i.
 
     Args:
         x: float[batch, cols].
         weight: CSR of shape (rows, cols).
         bias: float[rows] or None.
         activation: see `activate`.
+        residual: float[batch, rows] or None.
 
     Returns:
         float64[batch, rows].
@@ -42,6 +68,7 @@ def csr_linear(
             total = 0.0 if bias is None else float(bias[i])
             for k in range(weight.indptr[i], weight.indptr[i + 1]):
                 total += float(weight.values[k]) * float(x[n, weight.indices[k]])
+            total += 0.0 if residual is None else float(residual[n, i])
             out[n, i] = activate(total, activation)
     return out
 
@@ -56,8 +83,9 @@ def csr_conv2d(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
     activation: str = "none",
+    residual: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Cross-correlation, as torch.conv2d with zero padding, one output number at a time.
+    """act(conv(x) + bias + residual): cross-correlation, as torch.conv2d with zero padding, one output number at a time.
 
     Args:
         x: float[batch, in, height, width].
@@ -69,6 +97,7 @@ def csr_conv2d(
         dilation: (vertical, horizontal).
         groups: as in torch.
         activation: see `activate`.
+        residual: float[batch, out, out_height, out_width] or None.
 
     Returns:
         float64[batch, out, out_height, out_width].
@@ -93,5 +122,6 @@ def csr_conv2d(
                         ix = ox * stride[1] + kx * dilation[1] - padding[2]
                         if 0 <= iy < height and 0 <= ix < width:
                             total += float(weight.values[k]) * float(x[n, first_channel + channel, iy, ix])
+                    total += 0.0 if residual is None else float(residual[n, o, oy, ox])
                     out[n, o, oy, ox] = activate(total, activation)
     return out

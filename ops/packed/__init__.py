@@ -1,0 +1,1 @@
+"""Packed weights, one file per format; import them from `ops.formats`."""

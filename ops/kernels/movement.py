@@ -142,8 +142,8 @@ def halo_step(layout: Layout) -> KernelStep:
     source = np.where(
         inside.any(axis=1), _tile(layout, group, ty % bh, tx % bw) + 4 * shift, _tile(layout, group, ty, tx)
     )
-    masks, which = np.unique(inside, axis=0, return_inverse=True)
-    packed = aligned(-masks.astype(np.int32))
+    _, first, which = np.unique(inside @ (1 << lane), return_index=True, return_inverse=True)
+    packed = aligned(-inside[first].astype(np.int32))
     table = np.stack([_tile(layout, group, ty, tx), source, packed.ctypes.data + VECTOR * which.reshape(-1)], axis=1)
     entries = aligned(table[~own | ~inside.all(axis=1)])
     return _step(halo_kernel.address, entries, 3, layout.channels, (Y,), packed)

@@ -27,6 +27,7 @@ from hw_models.measure import Measurer
 from hw_models.tables import LayerTable
 from ops.plan import KERNELS, LAYER_KINDS, Plan, PlannedOp, legal_kernels, lower
 from ops.runtime import CONVERSIONS, Runtime
+from ops.schedule import Step
 
 __all__ = ["DENSE_FROM", "Latency", "measure_latency", "measure_many"]
 
@@ -203,10 +204,7 @@ def _op_times(
             missing.setdefault(pair, i)
     if missing:
         alone = dict(runtime.step_calls(example))
-        names = {
-            pair: f"{plan.ops[min(steps[i].op, len(plan.ops) - 1)].name} #{i} on {steps[i].kernel}"
-            for pair, i in missing.items()
-        }
+        names = _labels(plan, steps, missing)
         measured = measurer.quick().measure({names[pair]: alone[steps[i]] for pair, i in missing.items()})
         new = []
         for pair in missing:
@@ -220,6 +218,21 @@ def _op_times(
         if plan.ops:
             total[min(step.op, len(plan.ops) - 1)] += known[(key, step.kernel) if key is not None else i]
     return total
+
+
+def _labels(plan: Plan, steps: list[Step], missing: dict[object, int]) -> dict[object, str]:
+    """What to call the steps while they are measured: the operation, the step where that says more, and the kernel."""
+    labels: dict[object, str] = {}
+    for pair, i in missing.items():
+        step = steps[i]
+        what = "" if step.kind in ("torch", "conv", "depthwise", "linear") else f" {step.kind}"
+        name = f"{plan.ops[min(step.op, len(plan.ops) - 1)].name}{what}"
+        label, again = f"{name} on {step.kernel}", 1
+        while label in labels.values():
+            again += 1
+            label = f"{name} #{again} on {step.kernel}"
+        labels[pair] = label
+    return labels
 
 
 def _parts(plan: Plan, times: list[dict[str, float]], ms: list[float]) -> pd.DataFrame:

@@ -303,7 +303,8 @@ def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[
     """The operation a node stands for."""
     layer: Layer | None = node.meta.get("layer")
     residual = layer is not None and layer.residual
-    read = [n for n in (node.args if residual else node.all_input_nodes) if n in places]
+    among = [n for n in node.args if isinstance(n, fx.Node)] if residual else node.all_input_nodes
+    read = [n for n in among if n in places]
     tensors = [n.meta["value"] for n in read if isinstance(n.meta["value"], torch.Tensor)]
     value = node.meta["value"]
     is_tensor = isinstance(value, torch.Tensor)

@@ -57,10 +57,7 @@ def _conv(step: Step) -> KernelStep:
     layer = step.layer
     assert layer is not None
     assert step.writes is not None
-    make: Callable[..., KernelStep] = {"portable": portable_conv_step, "specialised": specialised_conv_step}[
-        step.kernel
-    ]
-    return make(
+    return _CONV[step.kernel](
         packed(layer),
         _ints(layer.weight.shape[2:]),
         _bias(layer),

@@ -107,7 +107,7 @@ class Runtime:
         memory was used again are overwritten, so times mean something and results do not."""
         instance = _Instance(self.schedule, self._prepared, self.threads, alone=True)
         instance.run(self._checked(x), keep=True)
-        return [(step, _without_autograd(call)) for step, call in zip(self.schedule.steps, instance.calls)]
+        return [(step, _alone(call, instance)) for step, call in zip(self.schedule.steps, instance.calls)]
 
     def calls(self, x: torch.Tensor) -> list[Callable[[], None]]:
         """One callable per operation of the plan, in order, that runs the steps of this operation alone, without the
@@ -131,8 +131,10 @@ class Runtime:
         return x.detach() if x.requires_grad else x
 
 
-def _without_autograd(call: Callable[[], None]) -> Callable[[], None]:
-    def run() -> None:
+def _alone(call: Callable[[], None], instance: _Instance) -> Callable[[], None]:
+    """The call outside a run; it keeps the memory it works in alive."""
+
+    def run(keep: _Instance = instance) -> None:
         with torch.inference_mode():
             call()
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ops.kernels.specialised import specialised_available
 from ops.layers import SparseConv2d, SparseLinear, draw_masks_, sparsify
 from ops.plan import Plan, PlanError, PlannedOp, lower
 
@@ -232,41 +233,57 @@ def test_layers_out_of_the_ordinary_stay_modules() -> None:
 
 def test_kernels_are_offered_to_sparse_layers_and_checked() -> None:
     net = nn.Sequential(
-        nn.Conv2d(4, 4, 1), _sparse(nn.Conv2d(4, 4, 1)), nn.ReLU(), nn.Flatten(), _sparse(nn.Linear(256, 4))
+        *(nn.Conv2d(4, 4, 1), _sparse(nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Flatten()),
+        *(_sparse(nn.Linear(144, 4)), nn.Linear(4, 2)),
     )
-    asked: list[str] = []
+    asked: dict[str, list[str]] = {}
 
     def choose(op: PlannedOp, kernels: list[str]) -> str:
-        asked.append(op.name)
-        assert kernels == ["torch", "csr"]
-        return "csr" if op.kind == "linear" else "torch"
+        asked[op.name] = kernels
+        return "portable" if op.kind == "linear" else "torch"
 
     plan = lower(net, X, choose)
-    assert asked == ["1", "4"]
-    assert [op.kernel for op in plan.ops] == ["torch", "torch", "torch", "csr"]
-    assert [op.kernel for op in plan.with_kernels({"1": "csr"}).ops] == ["torch", "csr", "torch", "csr"]
-    with pytest.raises(PlanError, match='1: kernel "mkl" cannot run this conv2d; legal: torch, csr'):
+    assert {name: kernels[:2] for name, kernels in asked.items()} == {n: ["torch", "portable"] for n in "0125"}
+    special = ["torch", "portable", *(["specialised"] if specialised_available() else [])]
+    assert (asked["0"], asked["1"], asked["2"], asked["5"]) == (special, special, special[:2], special[:2])
+    assert [op.kernel for op in plan.ops] == ["torch", "torch", "torch", "torch", "portable", "torch"]
+    assert plan.with_kernels({"1": "portable"}).ops[1].kernel == "portable"
+    with pytest.raises(PlanError, match='0: kernel "mkl" cannot run this conv2d; legal: torch, portable'):
         lower(net, X, lambda op, kernels: "mkl")
+    assert all(op.kernel == "torch" for op in lower(net.double(), X.double(), lambda op, kernels: kernels[-1]).ops)
 
 
-def test_the_default_kernel_is_csr_up_to_a_tenth_kept() -> None:
-    for density, kernel in ((0.1, "csr"), (0.11, "torch")):
+def test_by_default_layers_up_to_half_density_are_sparse() -> None:
+    for density, kernel in ((0.5, "portable"), (0.51, "torch")):
         assert lower(_sparse(nn.Linear(100, 10), density), torch.randn(1, 100)).ops[0].kernel == kernel
 
 
-def test_depthwise_convolutions_may_run_on_csr_even_if_dense() -> None:
-    net = nn.Conv2d(4, 8, 3, groups=4)
-    assert [lower(net, x).ops[0].kernel for x in (X, X.repeat(2, 1, 1, 1))] == ["csr", "torch"]
-    assert lower(net, X.repeat(2, 1, 1, 1), lambda op, kernels: kernels[-1]).ops[0].kernel == "csr"
-    assert lower(net.double(), X.double()).ops[0].kernel == "torch"
+def test_by_default_depthwise_convolutions_and_stems_are_in_lanes_even_if_dense() -> None:
+    def default(layer: nn.Module) -> str:
+        return lower(layer, torch.randn(2, layer.in_channels, 8, 8)).ops[0].kernel
+
+    assert default(nn.Conv2d(4, 8, 3, groups=4)) == "portable"
+    assert default(nn.Conv2d(3, 8, 7)) != "torch"
+    assert default(nn.Conv2d(64, 8, 3)) == "torch"
+
+
+def test_a_dense_layer_that_somebody_pruned_is_sparse() -> None:
+    conv = nn.Conv2d(8, 8, 3).requires_grad_(False)
+    conv.weight[:, ::2] = 0
+    (op,) = lower(conv, torch.randn(1, 8, 8, 8)).ops
+    assert (op.density, op.nnz, op.pattern) == (0.5, 288, "unstructured")
+    conv.weight[conv.weight == 0] = 1.0
+    conv.weight[0, 0] = 0  # a few zeros are chance
+    assert lower(conv, torch.randn(1, 8, 8, 8)).ops[0].density == 1
 
 
 def test_a_layer_of_density_one_is_dense() -> None:
     plan = lower(
         nn.Sequential(SparseConv2d(4, 4, 1), nn.Flatten(), SparseLinear(256, 2)), X, lambda op, kernels: kernels[-1]
     )
-    assert [op.kernel for op in plan.ops] == ["torch"] * 3
     assert plan.macs == plan.dense_macs
+    assert [op.pattern for op in plan.ops] == [""] * 3
+    assert plan.ops[2].kernel == "torch"
 
 
 def test_subnormal_weights_are_flushed() -> None:

@@ -131,19 +131,15 @@ def _weight(module: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor |
         # An explicit zero, so that a NaN outside the mask does not survive the product weight * mask.
         return torch.where(mask, weight, weight.new_zeros(())), mask, str(module.pattern), module.density
     if _pruned(module):
-        mask = module.weight_mask.detach().bool()
-        return (
-            torch.where(mask, module.weight_orig.detach(), module.weight_orig.new_zeros(())),
-            mask,
-            "unstructured",
-            1.0,
-        )
+        tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+        mask, kept = tensors["weight_mask"].detach().bool(), tensors["weight_orig"].detach()
+        return torch.where(mask, kept, kept.new_zeros(())), mask, "unstructured", float(mask.float().mean())
     weight = module.weight.detach()
     if isinstance(module, SparseConv2d | SparseLinear) or weight.is_meta or not weight.numel():
         return weight, None, "", 1.0
     mask = weight != 0
-    kept = int(mask.sum()) / weight.numel()
-    return (weight, mask, "unstructured", kept) if kept <= FEW_ZEROS else (weight, None, "", 1.0)
+    share = int(mask.sum()) / weight.numel()
+    return (weight, mask, "unstructured", share) if share <= FEW_ZEROS else (weight, None, "", 1.0)
 
 
 def _pruned(module: nn.Module) -> bool:

@@ -160,9 +160,13 @@ def legal_kernels(op: PlannedOp) -> list[str]:
     layer = op.layer
     if layer is None or op.dtype != "float32" or (layer.kind == "linear" and layer.mask is None):
         return ["torch"]
+    from ops.kernels.isa import compiles  # late: loads Numba
+
+    if not compiles():
+        return ["torch"]
     if layer.kind != "conv2d":
         return ["torch", "portable"]
-    from ops.kernels.specialised import SPECIALISED_ACTIVATIONS, specialised_available  # late: importing it loads Numba
+    from ops.kernels.specialised import SPECIALISED_ACTIVATIONS, specialised_available
 
     special = specialised_available() and set(layer.post_ops) <= set(SPECIALISED_ACTIVATIONS)
     return list(KERNELS) if special else ["torch", "portable"]

@@ -15,7 +15,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-__all__ = ["LEVELS", "isa"]
+__all__ = ["LEVELS", "compiles", "isa"]
 
 config: Any = numba.config
 
@@ -42,6 +42,11 @@ def isa() -> str:
     if wanted != found:
         config.CPU_NAME, config.CPU_FEATURES = _CPU_OF[wanted], ""
     return wanted
+
+
+def compiles() -> bool:
+    """Whether kernels can be compiled at all: not with Numba's NUMBA_DISABLE_JIT set."""
+    return not config.DISABLE_JIT
 
 
 def _compiled_for() -> str:

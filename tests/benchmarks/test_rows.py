@@ -138,7 +138,7 @@ def test_the_command_prints_rows_means_and_losses_and_writes_them(
         "empty column nonesuch",
         "c1_144_8 unstructured d=0.1",
         "Geometric means",
-        "Losses of csr",
+        f"Losses of {path}",
     ):
         assert text in printed
     assert (tmp_path / "t.csv").exists()

@@ -149,7 +149,7 @@ def test_a_plan_is_read_with_everything_it_says():
     row = plan_row("a.conv", "conv2d", (64, 32, 3, 3), (1, 64, 8, 8), 0.1, "4x1", post="relu", stride=2, inputs="0")
     (op,) = read_plan(pd.DataFrame([row]))
     assert op.what == "conv 3x3 32→64 /2"
-    assert op.how == "density 0.1 4x1 · csr"
+    assert op.how == "density 0.1 4x1 · portable"
     assert (op.output, op.after, op.inputs, op.weights) == ((64, 8, 8), ("relu",), (0,), 64 * 32 * 9)
 
 

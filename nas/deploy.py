@@ -5,22 +5,25 @@ Needs torch, numpy and numba beside this project's `ops`; nothing of the search.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from nas.errors import NasError
+from nas.weights_file import load_weights
 from ops.plan import Choose, lower
 from ops.runtime import Runtime
 
 __all__ = ["DeployError", "runtime"]
 
 # As written by nas.export (nas/export/folder.py, which imports what a deployed network must not need).
-_SOURCE, _VERIFICATION = "network.py", "verification.json"
+_SOURCE, _WEIGHTS, _VERIFICATION = "network.py", "weights.safetensors", "verification.json"
 
 
 class DeployError(NasError, ValueError):
@@ -75,10 +78,25 @@ def _network(folder: Path) -> nn.Module:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
-        network: nn.Module = module.load(folder)
+        network: nn.Module = module.load(folder) if _installed("safetensors") else _loaded(module, folder)
     except Exception as error:
         raise DeployError(f"{source}: the network cannot be loaded: {type(error).__name__}: {error}") from error
     return network.eval()
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
+
+
+def _loaded(module: ModuleType, folder: Path) -> nn.Module:
+    """What the export's own `load` does, where the package it takes for that is not installed."""
+    network: nn.Module = module.Network()
+    load_weights(network, folder / _WEIGHTS)
+    return network
 
 
 def _exported_shape(folder: Path) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from ops.formats import CSR
 from ops.fuse import Layer
 from ops.kernels import depthwise, elementwise, linear, movement, pooling
 from ops.kernels.portable import portable_conv_step
-from ops.kernels.specialised import specialised_conv_step
+from ops.kernels.specialised import specialised_conv_step, specialised_pair_step
 from ops.kernels.step import KernelStep
 from ops.schedule import Step
 
@@ -72,6 +72,26 @@ def _conv(step: Step) -> KernelStep:
     )
 
 
+def _pair(step: Step) -> KernelStep:
+    first, second = step.layer, step.parameters["second"]
+    assert first is not None
+    assert step.writes is not None
+    return specialised_pair_step(
+        packed(first),
+        packed(second),
+        _ints(first.weight.shape[2:]),
+        _bias(first),
+        _bias(second),
+        _ints(first.stride),
+        _ints(first.padding),
+        _ints(first.dilation),
+        step.reads[0].lanes,
+        step.writes.lanes,
+        (_activation(first), _activation(second)),
+        step.reads[1].lanes if len(step.reads) > 1 else None,
+    )
+
+
 def _depthwise(step: Step) -> KernelStep:
     layer = step.layer
     assert layer is not None
@@ -119,6 +139,7 @@ def _to(step: Step) -> Any:
 
 _PREPARE: dict[str, Callable[[Step], KernelStep]] = {
     "conv": _conv,
+    "pair": _pair,
     "depthwise": _depthwise,
     "linear": _linear,
     "max_pool": _max_pool,

@@ -25,6 +25,7 @@ from ops.chunks import chunk_blocks
 from ops.fuse import Layer
 from ops.kernels.lanes import LANES, Layout, conv_source_layout, covered, default_layout, padded_pitch
 from ops.memory import GUARD, Interval, allocate
+from ops.pairs import fuse_pairs
 from ops.plan import Plan, PlannedOp, Ref
 from ops.recognise import Native, recognise
 
@@ -36,6 +37,8 @@ __all__ = ["Copy", "Schedule", "Step", "schedule"]
 Blocking = tuple[int, tuple[int, int], tuple[int, int]]
 # How many more tiles an output may have than the best blocking needs before its input is rearranged for it.
 WORTH_RELAYOUT = 1.08
+# ... and if that makes a rearrangement of a wide value one of a narrow value.
+WORTH_AHEAD = 1.2
 
 
 @dataclass(eq=False)
@@ -87,8 +90,8 @@ class Step:
     """One executed step.
 
     Attributes:
-        kind: "conv", "depthwise", "linear", a `Native.kind`, "to_lanes", "from_lanes", "relayout", "copy", "halo", "fetch" (a
-            plain value as a torch tensor) or "torch" (an operation torch runs).
+        kind: "conv", "pair" (see `ops.pairs`), "depthwise", "linear", a `Native.kind`, "to_lanes", "from_lanes", "relayout",
+            "copy", "halo", "fetch" (a plain value as a torch tensor) or "torch" (an operation torch runs).
         reads, writes: copies; "torch" steps read values by index instead.
         op: index of the plan's operation it belongs to; of the reading operation for conversions.
         layer: weights and geometry of a layer.
@@ -132,12 +135,10 @@ class Schedule:
         if step.writes is not None:
             facts["to"] = _facts(step.writes)
         if step.layer is not None:
-            layer = step.layer
-            names = ("stride", "padding", "dilation", "groups", "pattern", "post_ops", "residual")
-            facts |= {name: getattr(layer, name) for name in names}
-            facts["weight"] = tuple(layer.weight.shape)
-            facts["nnz"] = layer.weight.numel() if layer.mask is None else int(layer.mask.sum())
-        facts |= {name: v for name, v in step.parameters.items() if name not in ("scale", "shift")}
+            facts["layer"] = _layer_facts(step.layer)
+        for name, value in step.parameters.items():
+            if name not in ("scale", "shift"):
+                facts[name] = _layer_facts(value) if isinstance(value, Layer) else value
         return json.dumps(facts, sort_keys=True, separators=(",", ":"))
 
     def frame(self) -> pd.DataFrame:
@@ -166,10 +167,17 @@ def schedule(plan: Plan) -> Schedule:
     builder = _Builder(plan)
     builder.run()
     builder.steps = chunk_blocks(builder.steps, builder.narrowed, builder.nbytes)
+    builder.steps = fuse_pairs(builder.steps, builder.refreshed)
     _share_concatenations(builder)
     steps = _with_halos(builder)
     arena = _placed(steps)
     return Schedule(plan, tuple(steps), arena, builder.copies[0][0], builder.outputs)
+
+
+def _layer_facts(layer: Layer) -> dict[str, Any]:
+    names = ("stride", "padding", "dilation", "groups", "pattern", "post_ops", "residual")
+    nnz = layer.weight.numel() if layer.mask is None else int(layer.mask.sum())
+    return {name: getattr(layer, name) for name in names} | {"weight": tuple(layer.weight.shape), "nnz": nnz}
 
 
 def _facts(copy: Copy) -> list[Any]:
@@ -194,6 +202,12 @@ class _Builder:
         self.copies: dict[int, list[Copy]] = {0: [Copy(0, "torch", plan.input_shape)]}
         self.halo: dict[Copy, tuple[int, int, int, int]] = {}
         self.refreshed: set[Copy] = set()
+        self.readers: dict[int, list[int]] = {}
+        for i, op in enumerate(plan.ops):
+            for value in op.inputs:
+                self.readers.setdefault(value, []).append(i)
+        for value in _refs(plan.output):
+            self.readers.setdefault(value, []).append(len(plan.ops))
         self.outputs: dict[int, Copy] = {}
         self.shapes: dict[int, tuple[int, ...]] = {0: plan.input_shape}
         self.float32 = plan.dtype == "float32"
@@ -297,12 +311,32 @@ class _Builder:
     def _conv(self, i: int, op: PlannedOp, layer: Layer) -> None:
         kind = "depthwise" if layer.kind == "depthwise_conv2d" and op.kernel == "portable" else "conv"
         kernel = (layer.weight.shape[2], layer.weight.shape[3])
-        target = self._target(op, kernel, _two(layer.stride), _four(layer.padding), _two(layer.dilation))
+        target = self._ahead(i, op, layer)
+        if target is None:
+            target = self._target(op, kernel, _two(layer.stride), _four(layer.padding), _two(layer.dilation))
         reads = [self._source(op.inputs[0], target, kernel, layer.stride, layer.padding, layer.dilation, i)]
         if op.residual:
             reads.append(self._as_lanes(op.inputs[1], target.blocking, i))
         copy = self._new_lanes(i + 1, target.blocking)
         self._add(Step(kind, tuple(reads), copy, i, layer, op.kernel))
+
+    def _ahead(self, i: int, op: PlannedOp, layer: Layer) -> Layout | None:
+        """For a 1x1 convolution that widens and whose only reader strides: the layout that one needs, so that the narrow
+        value is rearranged and not the wide one. None where it does not apply or wastes too many tiles."""
+        readers = self.readers.get(i + 1, [])
+        follower = self.plan.ops[readers[0]] if len(readers) == 1 and readers[0] < len(self.plan.ops) else None
+        if follower is None or follower.layer is None or follower.kernel == "torch" or follower.inputs[0] != i + 1:
+            return None
+        next_ = follower.layer
+        widens = layer.weight.shape[2:] == (1, 1) and layer.weight.shape[0] >= 2 * layer.weight.shape[1]
+        if next_.kind == "linear" or not widens or max(next_.stride) == 1 or max(layer.stride) > 1:
+            return None
+        shape, stride = _quad(op.output_shape), _two(next_.stride)
+        after = default_layout(*_quad(follower.output_shape), cover=covered(shape[2:], stride))
+        kernel = (next_.weight.shape[2], next_.weight.shape[3])
+        wanted = conv_source_layout(after, shape, kernel, stride, _four(next_.padding), _two(next_.dilation))
+        best = default_layout(*shape)
+        return wanted.with_halo((0, 0, 0, 0)) if wanted.tiles <= WORTH_AHEAD * best.tiles else None
 
     def _target(
         self,

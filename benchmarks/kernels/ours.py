@@ -28,8 +28,6 @@ from ops.runtime import Runtime
 
 __all__ = ["known_paths", "load", "plan_for", "runtime_bytes"]
 
-BETWEEN = "lanes"  # of operations that are no layers
-
 
 def known_paths() -> list[str]:
     """Names `load` takes: every kernel that is legal for a sparse layer but torch's, and "auto"."""
@@ -58,9 +56,8 @@ def plan_for(network: nn.Module, x: torch.Tensor, path: str, threads: int) -> Pl
         return measure_latency(network, x, threads=threads, table=_table(), measurer=quick).plan
 
     def choose(op: PlannedOp, legal: list[str]) -> str:
-        if path in legal:
-            return path
-        return BETWEEN if BETWEEN in legal and path != "csr" else legal[0]
+        # What has no specialised form (depthwise, linear) is portable on that path.
+        return path if path in legal else "portable" if "portable" in legal else legal[0]
 
     plan = lower(network, x).with_kernels(choose)
     layers = [op for op in plan.ops if op.kind in LAYER_KINDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,14 @@ def test_a_network_of_two_inputs_is_refused(tmp_path: Path) -> None:
     export_module(Two(), (torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4)), tmp_path / "out", formats=["source"])
     with pytest.raises(DeployError, match="one input, this one has 2"):
         runtime(tmp_path / "out")
+
+
+def test_the_readme_example_runs_as_printed(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"<!-- deploy -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    scope: dict[str, Tensor] = {}
+    exec(code.replace("exported/", str(exported)), scope)
+    assert scope["y"].shape == (1, 10)
+    assert "multiply-adds" in capsys.readouterr().out
 
 
 # Everything the project requires but torch, numpy and numba.

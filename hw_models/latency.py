@@ -25,13 +25,13 @@ from torch import nn
 from hw_models.device import runtime_id
 from hw_models.measure import Measurer
 from hw_models.tables import LayerTable
-from ops.plan import KERNELS, LAYER_KINDS, Plan, PlannedOp, legal_kernels, lower
+from ops.plan import KERNELS, LAYER_KINDS, Plan, PlannedOp, legal_kernels, lower, rule_of_thumb
 from ops.runtime import CONVERSIONS, Runtime
 from ops.schedule import Step
 
 __all__ = ["DENSE_FROM", "Latency", "measure_latency", "measure_many"]
 
-# From this density on sparse kernels are not tried, but for depthwise convolutions, where they may win at any density. Measured
+# From this density on sparse kernels are not tried, but for depthwise convolutions and stems, where they may win at any. Measured
 # on one thread of an AVX-512 host: at 0.5 they are 1.3 to 2.4 times as fast as torch's dense ones; a wide margin for others.
 DENSE_FROM = 0.9
 
@@ -77,7 +77,7 @@ def measure_latency(
 ) -> Latency:
     """Measure a network on this CPU.
 
-    Sparse layers of density below `DENSE_FROM`, and depthwise convolutions, are timed with each legal kernel on their real
+    Sparse layers of density below `DENSE_FROM`, depthwise convolutions and stems are timed with each legal kernel on their real
     mask, unless the table has a step of the same key. Takes about 3 s with the default measurer and some 20 ms more per step
     that is new to the table.
 
@@ -144,8 +144,9 @@ def _bound(runtime: Runtime, example: torch.Tensor) -> Callable[[], object]:
 
 
 def _kernels_to_try(op: PlannedOp) -> list[str]:
-    hopeless = op.density >= DENSE_FROM and op.kind != "depthwise_conv2d"
-    return ["torch"] if hopeless or op.kind not in LAYER_KINDS else legal_kernels(op)
+    legal = legal_kernels(op) if op.kind in LAYER_KINDS else ["torch"]
+    hopeless = op.density >= DENSE_FROM and rule_of_thumb(op, legal) == "torch"
+    return ["torch"] if hopeless else legal
 
 
 def _fastest(

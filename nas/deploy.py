@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +38,7 @@ def runtime(
     input_shape: tuple[int, ...] | None = None,
     threads: int = 1,
     choose: Choose | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Runtime:
     """Load an exported network for the sparse CPU kernels of this machine.
 
@@ -46,6 +48,8 @@ def runtime(
         input_shape: of one input, without the batch axis; as exported unless given.
         threads: of the sparse kernels.
         choose: picks the kernel of each layer, see `ops.plan.lower`.
+        progress: called as progress(done, total, name of the operation) while weights are packed; the first time on a machine
+            that takes some seconds, because kernels are compiled.
 
     Returns:
         A callable: float32[batch, *input_shape] -> the network's result, equal to the exported network up to rounding.
@@ -62,7 +66,7 @@ def runtime(
         plan = lower(network, torch.zeros(batch, *shape), choose)
     except ValueError as error:
         raise DeployError(f"{place}: {error}") from error
-    return Runtime(plan, threads)
+    return Runtime(plan, threads, progress)
 
 
 def _network(folder: Path) -> nn.Module:
@@ -76,8 +80,8 @@ def _network(folder: Path) -> nn.Module:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
+        spec.loader.exec_module(module)
         network: nn.Module = module.load(folder) if _installed("safetensors") else _loaded(module, folder)
     except Exception as error:
         raise DeployError(f"{source}: the network cannot be loaded: {type(error).__name__}: {error}") from error

@@ -146,7 +146,7 @@ def _pruned(module: nn.Module) -> bool:
     """Whether torch.nn.utils.prune holds the mask of the weight, and nothing else hangs on the call."""
     hooks = list(module._forward_pre_hooks.values())
     known = bool(hooks) and all(isinstance(hook, prune.BasePruningMethod) for hook in hooks)
-    return known and not module._forward_hooks and hasattr(module, "weight_mask") and not hasattr(module, "bias_mask")
+    return known and not module._forward_hooks and hasattr(module, "weight_mask")
 
 
 def _detached(bias: torch.Tensor | None) -> torch.Tensor | None:

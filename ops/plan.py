@@ -210,6 +210,10 @@ class Plan:
         Raises:
             PlanError: a kernel that is not legal for its operation.
         """
+        if not callable(choose):
+            for op in self.ops:
+                if choose.get(op.name, "torch") not in (legal := legal_kernels(op)):
+                    raise _illegal(op, choose[op.name], legal)
         pick: Choose = choose if callable(choose) else lambda op, _: choose.get(op.name, op.kernel)
         return replace(self, ops=tuple(_with_kernel(op, pick) for op in self.ops))
 
@@ -299,8 +303,12 @@ def _with_kernel(op: PlannedOp, choose: Choose) -> PlannedOp:
     kernels = legal_kernels(op)
     kernel = choose(op, kernels) if len(kernels) > 1 else "torch"
     if kernel not in kernels:
-        raise PlanError(f'{op.name}: kernel "{kernel}" cannot run this {op.kind}; legal: {", ".join(kernels)}')
+        raise _illegal(op, kernel, kernels)
     return op if kernel == op.kernel else replace(op, kernel=kernel)
+
+
+def _illegal(op: PlannedOp, kernel: str, legal: list[str]) -> PlanError:
+    return PlanError(f'{op.name}: kernel "{kernel}" cannot run this {op.kind}; legal: {", ".join(legal)}')
 
 
 def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[str]) -> PlannedOp:
@@ -376,8 +384,11 @@ def _callable(node: fx.Node) -> tuple[Callable[..., Any], str]:
     if node.op == "call_module":
         module: nn.Module = node.meta["module"]
         # forward itself where nothing hangs on the call: about a microsecond less
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        return (module if hooked else module.forward), repr(module)
+        whole = module._forward_hooks or module._forward_pre_hooks or isinstance(module, torch.jit.ScriptModule)
+        return (module if whole else module.forward), repr(module)
+    if node.op == "call_method" and not isinstance(node.args[0].meta["value"], torch.Tensor):  # type: ignore[union-attr]
+        name = str(node.target)
+        return lambda owner, *args, **kwargs: getattr(owner, name)(*args, **kwargs), "method"
     if node.op == "call_method":
         return operator.attrgetter(str(node.target))(type(node.args[0].meta["value"])), "method"  # type: ignore[union-attr]
     assert callable(node.target)

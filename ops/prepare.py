@@ -154,6 +154,7 @@ _PREPARE: dict[str, Callable[[Step], KernelStep]] = {
         step.reads[0].lanes, step.reads[1].lanes, _to(step), step.parameters.get("activation", "none")
     ),
     "multiply": lambda step: elementwise.multiply_step(step.reads[0].lanes, step.reads[1].lanes, _to(step)),
+    "gate": lambda step: elementwise.gate_step(step.reads[0].lanes, _to(step)),
     "activate": lambda step: elementwise.activate_step(step.reads[0].lanes, _to(step), step.parameters["activation"]),
     "affine": lambda step: elementwise.affine_step(
         step.reads[0].lanes, _to(step), step.parameters["scale"], step.parameters["shift"], "none"

@@ -25,7 +25,8 @@ class Native:
     """An operation on values with a compiled kernel.
 
     Attributes:
-        kind: "activate", "add", "multiply", "affine", "max_pool", "avg_pool", "global_average", "concat" or "view".
+        kind: "activate", "add", "multiply", "gate" (one factor per image and channel), "affine", "max_pool",
+            "avg_pool", "global_average", "concat" or "view".
         inputs: the values it reads, in the kernel's order.
         parameters: of the kernel: `activation`, `kernel_size`, `stride`, `padding`, `scale`, `shift`, ...
     """
@@ -80,8 +81,14 @@ def _two(kind: str) -> Callable[[PlannedOp], Native | None]:
         both = len(op.args) == 2 and all(isinstance(a, Ref) for a in op.args)
         if not both or op.kwargs.get("alpha", 1) != 1 or set(op.kwargs) - {"alpha"}:
             return None
-        if len(op.input_shapes) == 1 or op.input_shapes[0] == op.input_shapes[1]:
-            return Native(kind, tuple(a.index for a in op.args))
+        shapes = dict(zip(op.inputs, op.input_shapes))
+        a, b = (shapes[arg.index] for arg in op.args)
+        if a == b:
+            return Native(kind, tuple(arg.index for arg in op.args))
+        per_channel = len(a) == len(b) == 4 and a[:2] == b[:2] and (1, 1) in (a[2:], b[2:])
+        if kind == "multiply" and per_channel:
+            wide, gate = op.args if b[2:] == (1, 1) else op.args[::-1]
+            return Native("gate", (wide.index, gate.index))
         return None
 
     return find
@@ -180,6 +187,8 @@ _MODULES: dict[type, Callable[[PlannedOp, Any], Native | None]] = {
     nn.ReLU6: _activation("relu6"),
     nn.Hardswish: _activation("hardswish"),
     nn.SiLU: _activation("silu"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Hardsigmoid: _activation("hardsigmoid"),
     nn.BatchNorm2d: _affine,
     nn.MaxPool2d: _pool_module("max_pool", _MAX_NAMES),
     nn.AvgPool2d: _pool_module("avg_pool", _AVG_NAMES),
@@ -192,6 +201,9 @@ _FUNCTIONS: dict[Any, Callable[[PlannedOp], Native | None]] = {
     F.relu6: _activation("relu6"),
     F.hardswish: _activation("hardswish"),
     F.silu: _activation("silu"),
+    torch.sigmoid: _activation("sigmoid"),
+    F.sigmoid: _activation("sigmoid"),
+    F.hardsigmoid: _activation("hardsigmoid"),
     operator.add: _two("add"),
     torch.add: _two("add"),
     operator.mul: _two("multiply"),
@@ -209,6 +221,7 @@ _FUNCTIONS: dict[Any, Callable[[PlannedOp], Native | None]] = {
 }
 _METHODS: dict[str, Callable[[PlannedOp], Native | None]] = {
     "relu": _activation("relu"),
+    "sigmoid": _activation("sigmoid"),
     "add": _two("add"),
     "mul": _two("multiply"),
     "mean": _mean,

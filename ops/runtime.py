@@ -214,11 +214,13 @@ class _Instance:
         if segment.bound:
             self.calls.append(self._program(segment))
         self._output = fill(plan.plan.output)
+        self._mutates = any(op.mutates for op in plan.plan.ops)
         self._dead = _last_readers(self._reads, plan)
 
     def run(self, x: torch.Tensor, keep: bool = False) -> Any:
         tensors = self._tensors
-        tensors[self._schedule.input] = x
+        # what an operation changes in place may be a view of the input, which is the caller's
+        tensors[self._schedule.input] = x.clone() if self._mutates else x
         with torch.inference_mode():
             for call, dead in zip(self.calls, self._dead):
                 call()

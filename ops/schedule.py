@@ -171,7 +171,7 @@ def schedule(plan: Plan) -> Schedule:
     _share_concatenations(builder)
     steps = _with_halos(builder)
     arena = _placed(steps)
-    return Schedule(plan, tuple(steps), arena, builder.copies[0][0], builder.outputs)
+    return Schedule(plan, tuple(steps), arena, builder.input, builder.outputs)
 
 
 def _layer_facts(layer: Layer) -> dict[str, Any]:
@@ -199,7 +199,8 @@ class _Builder:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.steps: list[Step] = []
-        self.copies: dict[int, list[Copy]] = {0: [Copy(0, "torch", plan.input_shape)]}
+        self.input = Copy(0, "torch", plan.input_shape)
+        self.copies: dict[int, list[Copy]] = {0: [self.input]}  # those that are up to date
         self.halo: dict[Copy, tuple[int, int, int, int]] = {}
         self.refreshed: set[Copy] = set()
         self.readers: dict[int, list[int]] = {}
@@ -291,7 +292,7 @@ class _Builder:
                 copies[:] = [copy for copy in copies if copy.form == "torch"] or copies
 
     def _native(self, i: int, op: PlannedOp) -> bool:
-        if not self.float32 or op.dtype != "float32":
+        if not self.float32 or op.dtype != "float32" or 0 in op.output_shape or any(0 in s for s in op.input_shapes):
             return False
         if op.layer is not None:
             if op.kernel == "torch":
@@ -385,6 +386,13 @@ class _Builder:
             return self._view(i, op, native.inputs[0])
         if native.kind == "global_average":
             return self._global(i, op, native)
+        if native.kind == "gate":
+            if not self._in_lanes(native.inputs[0]):
+                return False
+            copy = next(copy for copy in self.copies[native.inputs[0]] if copy.form == "lanes")
+            gated = (copy, self._as_plain(native.inputs[1], i))
+            self._add(Step("gate", gated, self._new_lanes(i + 1, copy.lanes.blocking), i))
+            return True
         if all(len(shape) == 4 for shape in shapes) and any(self._in_lanes(value) for value in native.inputs):
             if native.kind in ("max_pool", "avg_pool"):
                 return self._pool(i, op, native)
@@ -460,17 +468,16 @@ def _share_concatenations(builder: _Builder) -> None:
 
 
 def _has_parts(builder: _Builder, copy: Copy) -> bool:
-    return any(c.base is not None and c.base[0] is copy for copies in builder.copies.values() for c in copies)
+    copies = (copy for step in builder.steps for copy in (*step.reads, step.writes))
+    return any(c is not None and c.base is not None and c.base[0] is copy for c in copies)
 
 
 def _with_halos(builder: _Builder) -> list[Step]:
     """Final layouts, and a refresh after every writer of a copy whose halo is read."""
-    for copies in builder.copies.values():
-        for copy in copies:
-            if copy.form == "lanes":
-                root = copy.root
-                halo = builder.halo.get(root, (0, 0, 0, 0))
-                copy.layout = replace(copy.lanes, halo=halo, pitch=root.lanes.pitch)
+    for copy in {copy for step in builder.steps for copy in (*step.reads, step.writes)}:
+        if copy is not None and copy.form == "lanes":
+            halo = builder.halo.get(copy.root, (0, 0, 0, 0))
+            copy.layout = replace(copy.lanes, halo=halo, pitch=copy.root.lanes.pitch)
     steps: list[Step] = []
     for step in builder.steps:
         steps += _copies(step) if step.kind == "concat" else [step]

@@ -184,7 +184,7 @@ def trace(module: nn.Module, example_input: torch.Tensor) -> Traced:
     meta = any(p.is_meta for p in module.parameters())
 
     def fresh() -> nn.Module:
-        whole = _Whole(copy.deepcopy(module)).eval()
+        whole = _Whole(_copied(module)).eval()
         return whole if meta else whole.cpu()
 
     example = example_input.detach().to("meta" if meta else "cpu")
@@ -214,6 +214,16 @@ def trace(module: nn.Module, example_input: torch.Tensor) -> Traced:
                 raise PlanError(f"{type(module).__name__}: {_inner(culprit)} cannot be called on its own: {reason}")
             opaque[culprit] = reason
             whole = fresh()  # code that failed half-way may have left proxies in the modules
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy; tensors that carry a gradient graph (weights as torch's pruning leaves them) are copied without it."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def _same(found: Any, expected: Any) -> bool:

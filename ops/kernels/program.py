@@ -28,13 +28,13 @@ class Program:
         self._steps = list(steps)  # keeps weights and descriptors alive
         pairs = [(step.address, descriptor.ctypes.data) for step, descriptor in self._steps]
         self._program = np.array(pairs, np.int64).reshape(-1)
-        self._crew = crew(threads) if threads > 1 else None
+        self._threads = threads
 
     def __call__(self) -> None:
-        if self._crew is None:
+        if self._threads == 1:
             run_alone(self._program, 0, 1)
         else:
-            self._crew.run(self._program)
+            crew(self._threads).run(self._program)  # asked for anew: a forked child has to make its own
 
 
 def run_step(

@@ -169,7 +169,6 @@ def test_damaged_files_are_told(copy: Path) -> None:
         runtime(copy)
 
 
-@pytest.mark.xfail(reason="the error of the import goes out as it is", strict=True, raises=ModuleNotFoundError)
 def test_a_network_that_cannot_be_imported_is_told(copy: Path) -> None:
     (copy / "network.py").write_text("import nothing_of_this_name")
     with pytest.raises(DeployError, match="cannot be loaded"):

@@ -131,7 +131,6 @@ sys.exit("the child hangs")
 """
 
 
-@pytest.mark.xfail(reason="the threads of the crew do not exist in the child, which waits for them", strict=True)
 def test_a_runtime_with_threads_works_in_a_forked_child() -> None:
     found = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-3000:]

@@ -32,6 +32,11 @@ _METHODS = {name + "_" for name in ("add", "sub", "mul", "div", "relu", "sigmoid
 
 
 def _mutates(node: fx.Node) -> bool:
+    return bool(node.meta.get("changes")) or _says_so(node)
+
+
+def _says_so(node: fx.Node) -> bool:
+    """Whether a call is in place by its name or arguments (the example may have left it nothing to change)."""
     if node.op == "call_module":
         return bool(getattr(node.meta["module"], "inplace", False))
     if node.op == "call_method":

@@ -129,7 +129,7 @@ def _pool(kind: str, op: PlannedOp, given: dict[str, Any] | None) -> Native | No
     kernel_size = _pair(given["kernel_size"])
     parameters: dict[str, Any] = {
         "kernel_size": kernel_size,
-        "stride": kernel_size if given.get("stride") in (None, ()) else _pair(given["stride"]),
+        "stride": kernel_size if not given.get("stride") else _pair(given["stride"]),
         "padding": _pair(given.get("padding", 0)),
     }
     if kind == "max_pool":
@@ -179,7 +179,8 @@ def _concat(op: PlannedOp) -> Native | None:
 
 def _view(op: PlannedOp, *_: Any) -> Native | None:
     """Flatten, reshape, view, squeeze: the same numbers in the same order under another shape."""
-    return Native("view", op.inputs) if isinstance(op.args[0], Ref) and len(op.inputs) == 1 else None
+    inputs = _one(op)
+    return Native("view", inputs) if inputs else None
 
 
 _MODULES: dict[type, Callable[[PlannedOp, Any], Native | None]] = {

@@ -58,6 +58,8 @@ class Runtime:
     """
 
     def __init__(self, plan: Plan, threads: int = 1, progress: Callable[[int, int, str], None] | None = None) -> None:
+        if not isinstance(threads, int) or threads < 1:
+            raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}")
         for op in plan.ops:
             if op.layer is not None and op.layer.weight.is_meta:
                 raise ValueError(
@@ -197,6 +199,8 @@ class _Instance:
         self._base = self._arena.ctypes.data + -self._arena.ctypes.data % 64
         self._scratch = self._base + plan.arena + -plan.arena % 64
         self._tensors: Tensors = {}
+        self._constants = _holds_tensors(plan.plan.output)
+        self._handed_out = _made_for_the_caller(plan)
         self.calls: list[Callable[[], None]] = []
         self._reads: list[list[Copy]] = []  # torch tensors each call reads or makes
         segment = _Segment()
@@ -227,8 +231,13 @@ class _Instance:
                 if not keep:
                     for copy in dead:
                         del tensors[copy]
-        values = {value: tensors[copy] for value, copy in self._schedule.outputs.items()}
-        result = _copied(self._output(values))
+        values = {
+            value: tensors[copy] if copy in self._handed_out else tensors[copy].clone()
+            for value, copy in self._schedule.outputs.items()
+        }
+        result = self._output(values)
+        if self._constants:  # the network returns tensors of its own
+            result = _copied(result)
         if not keep:
             tensors.clear()
         return result
@@ -261,7 +270,12 @@ class _Instance:
                 held.append(tensor)
                 descriptor[slot] = tensor.data_ptr()
             for descriptor, slot, copy in writes:
-                tensor = tensors[copy] = torch.empty(copy.shape)
+                if copy in self._handed_out:  # an ordinary tensor that nothing else will share
+                    with torch.inference_mode(False):
+                        tensor = torch.empty(copy.shape, dtype=torch.float32, device="cpu")
+                else:
+                    tensor = torch.empty(copy.shape, dtype=torch.float32, device="cpu")
+                tensors[copy] = tensor
                 descriptor[slot] = tensor.data_ptr()
             program()
 
@@ -309,8 +323,23 @@ def _last_readers(reads: list[list[Copy]], plan: Schedule) -> list[list[Copy]]:
     return dead
 
 
+def _made_for_the_caller(plan: Schedule) -> set[Copy]:
+    """Results that a conversion writes to new memory and no operation of torch reads: they need no copy."""
+    read = {copy for step in plan.steps if step.kind == "torch" for copy in step.reads}
+    made = {step.writes for step in plan.steps if step.kind == "from_lanes"}
+    return {copy for copy in plan.outputs.values() if copy in made and copy not in read}
+
+
+def _holds_tensors(template: Any) -> bool:
+    if isinstance(template, dict):
+        return _holds_tensors(list(template.values()))
+    return isinstance(template, torch.Tensor) or (
+        isinstance(template, tuple | list) and any(_holds_tensors(part) for part in template)
+    )
+
+
 def _copied(result: Any) -> Any:
-    """Copies of all tensors in a structure, as ordinary tensors."""
+    """Copies of all tensors in a structure."""
     if isinstance(result, torch.Tensor):
         return result.clone()
     if isinstance(result, tuple | list):

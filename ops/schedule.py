@@ -211,7 +211,7 @@ class _Builder:
             self.readers.setdefault(value, []).append(len(plan.ops))
         self.outputs: dict[int, Copy] = {}
         self.shapes: dict[int, tuple[int, ...]] = {0: plan.input_shape}
-        self.float32 = plan.dtype == "float32"
+        self.dtypes = {0: plan.dtype, **{i + 1: op.dtype for i, op in enumerate(plan.ops)}}
         self.mutates = any(op.mutates for op in plan.ops)
 
     def run(self) -> None:
@@ -292,7 +292,9 @@ class _Builder:
                 copies[:] = [copy for copy in copies if copy.form == "torch"] or copies
 
     def _native(self, i: int, op: PlannedOp) -> bool:
-        if not self.float32 or op.dtype != "float32" or 0 in op.output_shape or any(0 in s for s in op.input_shapes):
+        if op.dtype != "float32" or 0 in op.output_shape or any(0 in s for s in op.input_shapes):
+            return False
+        if any(self.dtypes[value] != "float32" for value in op.inputs):
             return False
         if op.layer is not None:
             if op.kernel == "torch":

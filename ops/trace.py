@@ -30,7 +30,8 @@ class Traced:
     """A recorded network.
 
     Attributes:
-        graph: nodes carry `meta["value"]` (what they returned for the example), `meta["scope"]` (dotted path of the module
+        graph: nodes carry `meta["value"]` (what they returned for the example), `meta["changes"]` (whether they changed an
+            input in place), `meta["scope"]` (dotted path of the module
             whose code made the call) and, for calls of modules, the module itself in `meta["module"]`.
         opaque: dotted paths of the submodules that could not be traced, with the reason.
     """
@@ -139,11 +140,14 @@ class _Tracer(fx.Tracer):
         node.meta["scope"] = _inner(self._active[-1]) if self._active else ""
         if kind == "call_module":
             node.meta["module"] = self.root.get_submodule(str(node.target))
+        read = [t for n in node.all_input_nodes for t in _tensors(n.meta["value"])]
+        versions = [t._version for t in read]
         self._running = True
         try:
             node.meta["value"] = self._run(node)
         finally:
             self._running = False
+        node.meta["changes"] = versions != [t._version for t in read]
         return node
 
     def _run(self, node: fx.Node) -> Any:
@@ -214,6 +218,15 @@ def trace(module: nn.Module, example_input: torch.Tensor) -> Traced:
                 raise PlanError(f"{type(module).__name__}: {_inner(culprit)} cannot be called on its own: {reason}")
             opaque[culprit] = reason
             whole = fresh()  # code that failed half-way may have left proxies in the modules
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value that count their changes."""
+    if isinstance(value, torch.Tensor) and not value.is_inference():
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
 
 
 def _copied(module: nn.Module) -> nn.Module:

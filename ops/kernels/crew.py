@@ -64,18 +64,13 @@ def _run(shared, thread, threads):
 
 
 @jit
-def _publish(shared, run, program, length):
-    """Let the others see a new run."""
+def _lead(shared, run, program, length, threads):
+    """Publish a run and take part as thread 0; returns when all steps are done by all. One call, which no signal interrupts."""
+    mode = flush_subnormals()
     atomic_write(shared + 8 * _BEGAN, _read(shared, _PASSED))
     atomic_write(shared + 8 * _PROGRAM, program)
     atomic_write(shared + 8 * _LENGTH, length)
     atomic_write(shared + 8 * _RUN, run)
-
-
-@jit
-def _lead(shared, threads):
-    """Take part in the published run as thread 0; returns when all steps are done by all."""
-    mode = flush_subnormals()
     _run(shared, 0, threads)
     restore_mode(mode)
 
@@ -109,31 +104,32 @@ class Crew:
         self._address = self._shared.ctypes.data
         self._turn = threading.Lock()
         self._number = 0
-        self._wake = [threading.Event() for _ in range(1, threads)]
-        self._process = os.getpid()
+        # Closed while their thread sleeps. Plain locks, not events: a signal's exception in the middle of `Event.set` would
+        # leave the event locked for ever.
+        self._gates = [threading.Lock() for _ in range(1, threads)]
+        for gate in self._gates:
+            gate.acquire()
         # compile here, so that the threads never do
         _follow.compile("(int64, int64, int64, int64)")
-        _publish.compile("(int64, int64, int64, int64)")
-        _lead.compile("(int64, int64)")
-        for thread, wake in enumerate(self._wake, 1):
-            threading.Thread(target=self._work, args=(thread, wake), daemon=True, name=f"ops-{thread}").start()
+        _lead.compile("(int64, int64, int64, int64, int64)")
+        for thread, gate in enumerate(self._gates, 1):
+            threading.Thread(target=self._work, args=(thread, gate), daemon=True, name=f"ops-{thread}").start()
 
     def run(self, program: npt.NDArray[np.int64]) -> None:
         """Run (function, descriptor) pairs, int64[2 * steps]; returns when all is done."""
         with self._turn:
             self._number += 1
-            _publish(self._address, self._number, program.ctypes.data, program.size // 2)
-            for wake in self._wake:  # after publishing: whoever fell asleep before has not seen the run
-                if not wake.is_set():
-                    wake.set()
-            _lead(self._address, self.threads)
+            for gate in self._gates:
+                if gate.locked():
+                    gate.release()
+            _lead(self._address, self._number, program.ctypes.data, program.size // 2, self.threads)
 
-    def _work(self, thread: int, wake: threading.Event) -> None:
+    def _work(self, thread: int, gate: threading.Lock) -> None:
         seen = 0
-        while seen >= 0:
-            wake.wait()
-            wake.clear()
-            seen = _follow(self._address, seen, thread, self.threads)
+        while True:
+            gate.acquire()
+            while seen < self._number:  # woken for a run that may not be published yet
+                seen = _follow(self._address, seen, thread, self.threads)
 
 
 @lru_cache

@@ -154,12 +154,21 @@ def _fastest(
 ) -> tuple[Plan, pd.DataFrame, Runtime]:
     """The plan that runs fastest, its parts, and its runtime."""
     tries = {op.name: _kernels_to_try(op) for op in plan.ops}
+    made: dict[tuple[str, ...], Runtime] = {}  # by the kernel of every operation, packed once
+
+    def runtime_of(choice: Mapping[str, str]) -> Runtime:
+        chosen = plan.with_kernels(choice)
+        kernels = tuple(op.kernel for op in chosen.ops)
+        if kernels not in made:
+            made[kernels] = Runtime(chosen, measurer.threads)
+        return made[kernels]
+
     # One plan for each kernel, so that every layer is timed on it among its like.
     uniform: dict[str, list[float]] = {}
     for kernel in KERNELS:
         if kernel == "torch" or any(kernel in names for names in tries.values()):
-            chosen = plan.with_kernels({name: _one_of(kernel, names) for name, names in tries.items()})
-            uniform[kernel] = _op_times(Runtime(chosen, measurer.threads), example, table, measurer, conversions=False)
+            choice = {name: _one_of(kernel, names) for name, names in tries.items()}
+            uniform[kernel] = _op_times(runtime_of(choice), example, table, measurer, conversions=False)
     times = [
         {kernel: uniform[kernel][i] for kernel in tries[op.name] if kernel in uniform} for i, op in enumerate(plan.ops)
     ]
@@ -168,9 +177,7 @@ def _fastest(
         op.name: min((k for k in times[i] if k != "torch"), key=times[i].__getitem__, default="torch")
         for i, op in enumerate(plan.ops)
     }
-    candidates = [plan.with_kernels(choice) for choice in (fastest, sparse, dict.fromkeys(tries, "torch"))]
-    distinct = {tuple(op.kernel for op in candidate.ops): candidate for candidate in candidates}
-    runtimes = [Runtime(candidate, measurer.threads) for candidate in distinct.values()]
+    runtimes = list(dict.fromkeys(runtime_of(choice) for choice in (fastest, sparse, dict.fromkeys(tries, "torch"))))
     best = runtimes[0]
     if len(runtimes) > 1:
         calls = {f"plan {i}": _bound(runtime, example) for i, runtime in enumerate(runtimes)}

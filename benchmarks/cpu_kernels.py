@@ -27,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.kernels import deepsparse, engines, layers, networks, ours, report, run_layers, run_networks
 from benchmarks.kernels.peak import fma_peak_gflops
-from benchmarks.kernels.protocol import Settings, threads_at
+from benchmarks.kernels.protocol import Settings
+from hw_models.measure import threads_at
 
 QUICK_DENSITIES = (0.5, 0.3, 0.1, 0.05)
 ALL_ENGINES = (*engines.ENGINES, "deepsparse")

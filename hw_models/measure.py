@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Measurement", "MeasurementError", "Measurer"]
+__all__ = ["Measurement", "MeasurementError", "Measurer", "no_garbage_collection", "threads_at"]
 
 NEAR = 0.03  # a round within 3 % of the floor confirms it
 STEADY = 0.05  # three blocks within 5 % of each other end the warm-up
@@ -135,7 +135,7 @@ class Measurer:
         """
         work = [_Item(name, call) for name, call in items.items()]
         rng = random.Random(self.seed)
-        with _threads(self.threads), _no_garbage_collection():
+        with threads_at(self.threads), no_garbage_collection():
             for item in work:
                 self._warm(item)
             total, done = self.rounds * len(work), 0
@@ -239,7 +239,8 @@ def _even_odd(rounds: list[float]) -> float:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Without pauses of Python's garbage collector; put back afterwards."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -251,7 +252,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_at(count: int) -> Iterator[None]:
     """Every thread pool of this process at `count`, put back afterwards."""
     before = torch.get_num_threads()
     numba = sys.modules.get("numba")

@@ -11,21 +11,17 @@ Start with `measure`.
 
 from __future__ import annotations
 
-import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
-from threadpoolctl import threadpool_limits
-
 from benchmarks.kernels.clock import InProcess, Settings
+from hw_models.measure import no_garbage_collection
 
-__all__ = ["Cell", "Clocked", "InProcess", "Settings", "measure", "per_unit_us", "threads_at"]
+__all__ = ["Cell", "Clocked", "InProcess", "Settings", "measure", "per_unit_us"]
 
 NEAR = 0.03  # rounds within 3 % of the minimum confirm it
 
@@ -81,7 +77,7 @@ def measure(
     """
     rng = random.Random(seed)
     cells = {name: Cell() for name in contenders}
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for short, long in contenders.values():  # sizes the groups, wakes everything up; not counted
             short.burst(settings)
             long.burst(settings)
@@ -98,27 +94,3 @@ def measure(
                 if progress is not None:
                     progress(name)
     return cells
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def threads_at(count: int) -> Iterator[None]:
-    """Torch, BLAS and OpenMP at `count` threads, put back afterwards."""
-    before = torch.get_num_threads()
-    try:
-        with threadpool_limits(limits=count):
-            torch.set_num_threads(count)
-            yield
-    finally:
-        torch.set_num_threads(before)

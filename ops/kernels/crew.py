@@ -77,15 +77,12 @@ def _lead(shared, run, program, length, threads):
 
 @jit
 def _follow(shared, seen, thread, threads):
-    """Take part in runs after number `seen` until none came for a while; returns the last run seen, or -1 to stop."""
+    """Take part in runs after number `seen` until none came for a while; returns the last run seen."""
     mode = flush_subnormals()
     spins = 0
     while spins < SPINS:
         current = _read(shared, _RUN)
         if current != seen:
-            if current < 0:
-                seen = current
-                break
             _run(shared, thread, threads)
             seen = current
             spins = 0

@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 LANES = 16
-FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)

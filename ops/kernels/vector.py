@@ -19,6 +19,7 @@ from numba import extending
 from numba.core import types
 
 import ops.kernels.isa  # noqa: F401  (decides what Numba compiles for, before anything is compiled)
+from ops.kernels.lanes import LANES
 
 __all__ = [
     "LANES",
@@ -51,8 +52,6 @@ __all__ = [
     "write_i64",
     "zero",
 ]
-
-LANES = 16
 
 intrinsic: Any = extending.intrinsic  # typed as if its first argument were the caller's
 models: Any = extending.models

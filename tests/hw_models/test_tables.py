@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hw_models import tables
+from hw_models import sqlite_file, tables
 from hw_models.measure import Measurement
 from hw_models.tables import LayerTable, TableError, cache_folder
 
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written_warns_once_and_works_in_memory(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path / "file" / "folder"))
-    monkeypatch.setattr(tables, "_warned", set())
+    monkeypatch.setattr(sqlite_file, "_warned", set())
     with pytest.warns(RuntimeWarning, match="NAS_CACHE_DIR"):
         table = LayerTable()
     with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up_later_warns_and_goes_on_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tables, "_warned", set())
+    monkeypatch.setattr(sqlite_file, "_warned", set())
     table, explicit = LayerTable(), LayerTable(tmp_path / "mine.sqlite")
     for each in (table, explicit):
         assert each._connection is not None
@@ -107,7 +107,7 @@ def test_a_damaged_cache_warns_once_in_one_line_is_moved_aside_and_begun_anew(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tables, "_warned", set())
+    monkeypatch.setattr(sqlite_file, "_warned", set())
     path = tmp_path / tables.FILE
     damage(path, how)
     before = path.read_bytes()
@@ -144,8 +144,8 @@ def test_a_damaged_cache_that_cannot_be_moved_is_replaced_by_memory(
         raise PermissionError("read-only")
 
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tables, "_warned", set())
-    monkeypatch.setattr(tables.os, "replace", refuse)
+    monkeypatch.setattr(sqlite_file, "_warned", set())
+    monkeypatch.setattr(sqlite_file.os, "replace", refuse)
     damage(tmp_path / tables.FILE, "no database")
     with pytest.warns(RuntimeWarning, match="live in memory"):
         table = LayerTable()
@@ -156,7 +156,7 @@ def test_a_damaged_cache_that_cannot_be_moved_is_replaced_by_memory(
 def test_a_new_file_of_another_process_is_not_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes find the same damage; the first has begun a new file when the second comes to act."""
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tables, "_warned", set())
+    monkeypatch.setattr(sqlite_file, "_warned", set())
     LayerTable().close()
     late = LayerTable()
     first = LayerTable()
@@ -170,8 +170,8 @@ def test_a_new_file_of_another_process_is_not_moved_aside(tmp_path: Path, monkey
 
 def test_a_cache_that_stays_locked_warns_and_goes_on_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tables, "_warned", set())
-    monkeypatch.setattr(tables, "BUSY_S", 0.1)
+    monkeypatch.setattr(sqlite_file, "_warned", set())
+    monkeypatch.setattr(sqlite_file, "BUSY_S", 0.1)
     LayerTable().close()
     other = sqlite3.connect(tmp_path / tables.FILE, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -193,7 +193,7 @@ def test_a_row_that_makes_no_sense_is_measured_again(tmp_path: Path) -> None:
 
 
 def test_a_file_held_by_another_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "BUSY_S", 0.1)
+    monkeypatch.setattr(sqlite_file, "BUSY_S", 0.1)
     LayerTable(tmp_path / "t.sqlite").close()
     other = sqlite3.connect(tmp_path / "t.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -121,11 +121,17 @@ class Measurer:
         faster, not to quote a latency."""
         return replace(self, rounds=3, spacing_s=0.03, blocks=5, min_block_ms=0.4, cap_rounds=6)
 
-    def measure(self, items: Mapping[str, Callable[[], object]]) -> dict[str, Measurement]:
+    def measure(
+        self,
+        items: Mapping[str, Callable[[], object]],
+        after_round: Mapping[str, Callable[[int], None]] | None = None,
+    ) -> dict[str, Measurement]:
         """Time callables against each other.
 
         Args:
             items: functions of no argument, from a microsecond to seconds each; called many times.
+            after_round: by the same names, what to do after each round of the callable, given the number of calls a round is
+                made of: more to be measured while the core and the caches are as they are.
 
         Returns:
             A measurement for each, in the order given.
@@ -148,6 +154,8 @@ class Measurer:
                 while order:
                     item = self._next(order)
                     self._round(item)
+                    if after_round is not None and item.name in after_round:
+                        self._after(item, after_round[item.name])
                     done += 1
                     if self.progress is not None:
                         self.progress(done, total, item.name)
@@ -206,6 +214,15 @@ class Measurer:
         blocks = [self._block(item, item.calls) for _ in range(item.blocks)]
         item.rounds.append(float(np.percentile(blocks, self.percentile)))
         item.all_blocks += blocks
+        item.ended_ms = self.clock_ns() / 1e6
+
+    def _after(self, item: _Item, work: Callable[[int], None]) -> None:
+        try:
+            work(item.calls * item.blocks)
+        except Exception as error:
+            raise MeasurementError(
+                f'measuring "{item.name}": the call raised {type(error).__name__}: {error}'
+            ) from error
         item.ended_ms = self.clock_ns() / 1e6
 
     def _result(self, item: _Item, disagreement: float) -> Measurement:

@@ -7,6 +7,7 @@ computed from the input are left as they are. Start with `layer_of`; what follow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from ops.layers import SparseConv2d, SparseLinear
+from ops.masks import kept_count
+from ops.patterns import parse_pattern
 
 __all__ = ["FEW_ZEROS", "Layer", "hooked", "layer_of"]
 
@@ -51,6 +54,18 @@ class Layer:
     target: float = 1.0
     residual: bool = False
     post_ops: tuple[str, ...] = ()
+
+    @cached_property
+    def nnz(self) -> int:
+        """Kept weights; on the meta device those that the mask is to keep."""
+        if self.mask is None:
+            return self.weight.numel()
+        if not self.mask.is_meta:
+            return int(self.mask.sum())
+        try:
+            return kept_count(tuple(self.weight.shape), self.target, parse_pattern(self.pattern))
+        except ValueError:  # a part of a layer, smaller than the pattern's blocks
+            return round(self.target * self.weight.numel())
 
 
 def hooked(node: fx.Node) -> bool:

@@ -11,8 +11,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ops.extract import Layer
-
 if TYPE_CHECKING:
     from ops.schedule import Copy, Step
 
@@ -56,8 +54,4 @@ def _fits(first: Step, second: Step, readers: dict[Copy, int], refreshed: Collec
     if not pointwise or a.residual or a.groups != 1:
         return False
     wide = a.weight.shape[0]
-    return wide >= b.weight.shape[0] and _nnz(a) + _nnz(b) <= WEIGHTS_PER_CHANNEL * wide
-
-
-def _nnz(layer: Layer) -> int:
-    return layer.weight.numel() if layer.mask is None else int(layer.mask.sum())
+    return wide >= b.weight.shape[0] and a.nnz + b.nnz <= WEIGHTS_PER_CHANNEL * wide

@@ -23,8 +23,6 @@ import torch
 from torch import fx, nn
 
 from ops.fuse import Layer, simplify
-from ops.masks import kept_count
-from ops.patterns import parse_pattern
 from ops.trace import PlanError, trace
 
 if TYPE_CHECKING:
@@ -334,7 +332,7 @@ def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[
         mutates = bool(node.meta.get("pinned")) or kind == "torch"
         return PlannedOp(kind=kind, call=call, args=args, kwargs=kwargs, detail=detail, mutates=mutates, **shared)
     weights, rows = layer.weight.numel(), layer.weight.shape[0]
-    nnz = _nnz(layer)
+    nnz = layer.nnz
     positions = math.prod(value.shape) // (rows * batch) if rows * batch else 0
     return PlannedOp(
         kind=layer.kind,
@@ -354,14 +352,6 @@ def _planned(node: fx.Node, places: dict[fx.Node, int], batch: int, opaque: set[
         layer=layer,
         **shared,
     )
-
-
-def _nnz(layer: Layer) -> int:
-    if layer.mask is None:
-        return layer.weight.numel()
-    if layer.mask.is_meta:
-        return kept_count(tuple(layer.weight.shape), layer.target, parse_pattern(layer.pattern))
-    return int(layer.mask.sum())
 
 
 def _name(node: fx.Node, opaque: set[str]) -> tuple[str, str]:

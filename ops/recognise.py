@@ -104,9 +104,11 @@ def _affine(op: PlannedOp, norm: nn.BatchNorm2d) -> Native | None:
     if norm.bias is not None:
         shift = shift + norm.bias.detach().double()
     inputs = _one(op)
-    return (
-        Native("affine", inputs, {"scale": scale.float().numpy(), "shift": shift.float().numpy()}) if inputs else None
-    )
+    if not inputs:
+        return None
+    if scale.is_meta:  # the plan can be priced, not run
+        scale, shift = (torch.zeros(part.shape) for part in (scale, shift))
+    return Native("affine", inputs, {"scale": scale.float().numpy(), "shift": shift.float().numpy()})
 
 
 def _pair(value: Any) -> tuple[int, int]:

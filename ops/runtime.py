@@ -4,13 +4,15 @@ The plan is scheduled (`ops.schedule`), weights are packed (`ops.prepare`), and 
 kernel runs through torch in between. The result is a new tensor every time, and the same bits for the same input. A runtime
 may be called from several threads at once: each call gets working memory of its own, the packed weights are shared.
 
-Start with `Runtime`. `Runtime.step_calls(x)` gives one callable per step, so that each can be timed alone.
+Start with `Runtime`. `Runtime.step_calls(x)` gives one callable per step, so that each can be timed alone;
+`Runtime.timed_call(x)` times every step where it stands.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,22 @@ class Runtime:
         instance.run(self._checked(x), keep=True)
         return [(step, _alone(call, instance)) for step, call in zip(self.schedule.steps, instance.calls)]
 
+    def timed_call(self, x: torch.Tensor) -> Callable[[], npt.NDArray[np.int64]]:
+        """A function that runs the whole network on x and returns the nanoseconds of each of the schedule's steps, in order.
+
+        Every step is timed in its place, with the caches as they are there. The array is the same every time. What happens
+        between the steps (Python, memory for results) is in none of them. It has working memory of its own.
+        """
+        x = self._checked(x)
+        times = np.zeros(len(self.schedule.steps), np.int64)
+        instance = _Instance(self.schedule, self._prepared, self.threads, times=times)
+
+        def run() -> npt.NDArray[np.int64]:
+            instance.run(x)
+            return times
+
+        return run
+
     def calls(self, x: torch.Tensor) -> list[Callable[[], None]]:
         """One callable per operation of the plan, in order, that runs the steps of this operation alone, without the
         conversions of values from one layout to another; see `step_calls`."""
@@ -139,6 +157,17 @@ def _alone(call: Callable[[], None], instance: _Instance) -> Callable[[], None]:
     def run(keep: _Instance = instance) -> None:
         with torch.inference_mode():
             call()
+
+    return run
+
+
+def _clocked(call: Callable[[], None], times: npt.NDArray[np.int64], i: int) -> Callable[[], None]:
+    now = time.perf_counter_ns
+
+    def run() -> None:
+        start = now()
+        call()
+        times[i] = now() - start
 
     return run
 
@@ -181,8 +210,12 @@ def _scratch(prepared: Prepared) -> int:
 
 @dataclass
 class _Segment:
-    """Compiled steps in a row, and where the addresses of torch's tensors go before each run."""
+    """Compiled steps in a row, and where the addresses of torch's tensors go before each run.
 
+    `first` is the number of the first step.
+    """
+
+    first: int = 0
     bound: list[tuple[Any, npt.NDArray[np.int64]]] = field(default_factory=list)
     reads: list[tuple[npt.NDArray[np.int64], int, Copy]] = field(default_factory=list)
     writes: list[tuple[npt.NDArray[np.int64], int, Copy]] = field(default_factory=list)
@@ -191,8 +224,16 @@ class _Segment:
 class _Instance:
     """Working memory and bound steps for one call at a time."""
 
-    def __init__(self, plan: Schedule, prepared: Prepared, threads: int, alone: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Schedule,
+        prepared: Prepared,
+        threads: int,
+        alone: bool = False,
+        times: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self._schedule = plan
+        self._times = times
         self._threads = threads
         size = plan.arena + 4 * _scratch(prepared) + 128
         self._arena = np.zeros(size, np.uint8)
@@ -204,16 +245,17 @@ class _Instance:
         self.calls: list[Callable[[], None]] = []
         self._reads: list[list[Copy]] = []  # torch tensors each call reads or makes
         segment = _Segment()
-        for step in plan.steps:
+        for i, step in enumerate(plan.steps):
             if _compiled(step):
                 self._bind(step, prepared[step], segment)
                 if not alone:
                     continue
             if segment.bound:
                 self.calls.append(self._program(segment))
-                segment = _Segment()
+            segment = _Segment(first=i + 1)
             if not _compiled(step):
-                self.calls.append(self._torch(step) if step.kind == "torch" else self._fetch(step))
+                call = self._torch(step) if step.kind == "torch" else self._fetch(step)
+                self.calls.append(call if times is None else _clocked(call, times, i))
                 self._reads.append([c for c in (*step.reads, step.writes) if c is not None and c.form == "torch"])
         if segment.bound:
             self.calls.append(self._program(segment))
@@ -257,9 +299,7 @@ class _Instance:
             segment.writes.append((descriptor, kernel.output_slot, step.writes))
 
     def _program(self, segment: _Segment) -> Callable[[], None]:
-        from ops.kernels.program import Program
-
-        program, tensors = Program(segment.bound, self._threads), self._tensors
+        program, tensors = self._compiled_run(segment), self._tensors
         reads, writes = segment.reads, segment.writes
         self._reads.append([copy for _, _, copy in (*reads, *writes)])
 
@@ -280,6 +320,16 @@ class _Instance:
             program()
 
         return run
+
+    def _compiled_run(self, segment: _Segment) -> Callable[[], None]:
+        if self._times is None:
+            from ops.kernels.program import Program
+
+            return Program(segment.bound, self._threads)
+        from ops.kernels.timing import TimedProgram
+
+        times = self._times[segment.first : segment.first + len(segment.bound)]
+        return TimedProgram(segment.bound, self._threads, times)
 
     def _fetch(self, step: Step) -> Callable[[], None]:
         (source,), target, tensors = step.reads, step.writes, self._tensors

@@ -176,8 +176,7 @@ def schedule(plan: Plan) -> Schedule:
 
 def _layer_facts(layer: Layer) -> dict[str, Any]:
     names = ("stride", "padding", "dilation", "groups", "pattern", "post_ops", "residual")
-    nnz = layer.weight.numel() if layer.mask is None else int(layer.mask.sum())
-    return {name: getattr(layer, name) for name in names} | {"weight": tuple(layer.weight.shape), "nnz": nnz}
+    return {name: getattr(layer, name) for name in names} | {"weight": tuple(layer.weight.shape), "nnz": layer.nnz}
 
 
 def _facts(copy: Copy) -> list[Any]:

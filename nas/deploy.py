@@ -21,7 +21,7 @@ from nas.weights_file import load_weights
 from ops.plan import Choose, lower
 from ops.runtime import Runtime
 
-__all__ = ["DeployError", "runtime"]
+__all__ = ["DeployError", "exported_shape", "load_network", "runtime"]
 
 # As written by nas.export (nas/export/folder.py, which imports what a deployed network must not need).
 _SOURCE, _WEIGHTS, _VERIFICATION = "network.py", "weights.safetensors", "verification.json"
@@ -58,8 +58,8 @@ def runtime(
         DeployError: the folder is no export, lacks network.py, or the input shape is unknown or does not fit.
     """
     place = Path(folder).expanduser()
-    network = _network(place)
-    shape = input_shape if input_shape is not None else _exported_shape(place)
+    network = load_network(place)
+    shape = input_shape if input_shape is not None else exported_shape(place)
     if batch < 1:
         raise DeployError(f"the batch must be at least 1, got {batch}")
     try:
@@ -69,7 +69,12 @@ def runtime(
     return Runtime(plan, threads, progress)
 
 
-def _network(folder: Path) -> nn.Module:
+def load_network(folder: Path) -> nn.Module:
+    """The exported network itself, in eval mode.
+
+    Raises:
+        DeployError: no export, or damaged.
+    """
     source = folder / _SOURCE
     if not source.is_file():
         raise DeployError(
@@ -103,7 +108,12 @@ def _loaded(module: ModuleType, folder: Path) -> nn.Module:
     return network
 
 
-def _exported_shape(folder: Path) -> tuple[int, ...]:
+def exported_shape(folder: Path) -> tuple[int, ...]:
+    """Shape of one input, as exported.
+
+    Raises:
+        DeployError: the folder does not say, or the network has several inputs.
+    """
     try:
         content: dict[str, Any] = json.loads((folder / _VERIFICATION).read_text(encoding="utf-8"))
         inputs = content["inputs"]

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
@@ -157,15 +157,19 @@ class SearchSection:
 
 @dataclass(frozen=True)
 class LatencySection:
-    """`[latency]`: how the latency of a candidate is measured on this CPU (`hw_models.measure`).
+    """`[latency]`: how the latency of a candidate on this CPU is found.
 
     Attributes:
+        model: "measure" times every candidate, some seconds each (`hw_models.latency`). "predict" asks the model that
+            `nas calibrate` made of this machine, some milliseconds each; a limit on latency_ms then holds for the upper end of the
+            interval, and every network the run hands out is measured first.
         batch: inputs per call.
         threads: CPU threads of the measured network, at most 1024.
         rounds: interleaved rounds per network, 3 to 1000.
         spacing_s: least wall time between two rounds of one network, at most 60.
     """
 
+    model: Literal["measure", "predict"] = "measure"
     batch: int = 1
     threads: int = 1
     rounds: int = 8
@@ -184,7 +188,8 @@ class FinalSection:
 
     Attributes:
         export: export the most accurate feasible network of the front.
-        verify: measure the latency of the front once more, all networks interleaved and nothing else running.
+        verify: measure the latency of the front once more, all networks interleaved and nothing else running. Must be true where
+            latencies were predicted.
     """
 
     export: bool = True
@@ -204,6 +209,13 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     latency: LatencySection = field(default_factory=LatencySection)
     final: FinalSection = field(default_factory=FinalSection)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.final.verify or self.latency.model == "measure",
+            '[final] verify: expected true, because [latency] model = "predict" and what a run hands out is measured first; '
+            'leave it out, or set [latency] model = "measure"',
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists, as they would stand in the TOML file."""

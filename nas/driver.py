@@ -18,13 +18,14 @@ from torch.utils.data import Dataset
 from nas.artifacts import clean_scratch
 from nas.config import RunConfig, load_config
 from nas.data import Data, from_datasets
-from nas.errors import ConfigError, unknown_name
-from nas.evaluate import TrialEvaluator, make_data, make_space, open_table
+from nas.errors import ConfigError, NasError, unknown_name
+from nas.evaluate import TrialEvaluator, make_data, make_space
 from nas.executors import EXECUTORS, InlineExecutor
 from nas.executors.base import Executor
 from nas.export import ExportError
-from nas.finish import export_trial, test_front, verify_front, winner
+from nas.finish import export_trial, test_front, winner
 from nas.folder import make_folder, open_run
+from nas.latency import check_pricing, open_table
 from nas.lock import RunLock
 from nas.loop import SearchLoop
 from nas.report.html import write_report
@@ -35,6 +36,7 @@ from nas.searchers import SEARCHERS, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
 from nas.store import Store
 from nas.training.trainer import check_training
+from nas.verify import verify_front
 from search_spaces import Architecture, Space, SpaceError
 
 PACKAGES = (
@@ -134,6 +136,8 @@ class _Search:
         self.drawn = _drawn(self.space, config.run.seed)
         check_training(config.train, self.data)
         open_table().close()
+        if not _finished(folder):
+            check_pricing(config, config_path)
         self.totals = dict.fromkeys(config.search.searchers, config.search.trials)
         self.searchers = {name: self._searcher(name) for name in self.totals}
 
@@ -261,6 +265,14 @@ def _drawn(space: Space, seed: int) -> list[Architecture]:
     if not drawn:
         raise errors[0]
     return drawn
+
+
+def _finished(folder: Path) -> bool:
+    """Whether there is a run that is finished already; anything that is wrong with it is said later."""
+    try:
+        return Run(folder).finished
+    except NasError:
+        return False
 
 
 def _unfinished(store: Store, searcher: str) -> bool:

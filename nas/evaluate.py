@@ -12,18 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 
-from hw_models.latency import measure_latency
-from hw_models.measure import Measurer
-from hw_models.tables import LayerTable, TableError
 from nas.artifacts import write_artifacts
 from nas.config import RunConfig, load_config
 from nas.data import Data, load_data
-from nas.errors import ConfigError, RunError
-from nas.objectives import feasible, parse_constraints, violations
+from nas.errors import ConfigError
+from nas.latency import Pricer, constraints_of, make_pricer
+from nas.objectives import feasible, violations
 from nas.training import train
 from ops.counting import count
 from ops.layers import draw_masks_
@@ -40,16 +37,16 @@ class TrialEvaluator:
         folder: the run's folder; artifacts go below it.
         data: what to train and validate on. The test part is not looked at here.
         space: builds the networks.
+        pricer: finds their latency; default the config's.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, data: Data, space: Space) -> None:
+    def __init__(self, config: RunConfig, folder: Path, data: Data, space: Space, pricer: Pricer | None = None) -> None:
         self.config = config
         self.folder = folder
         self.data = data
         self.space = space
-        self.constraints = parse_constraints(config.constraints)
-        self.table = open_table()
-        self.measurer = make_measurer(config)
+        self.constraints = constraints_of(config)
+        self.pricer = pricer or make_pricer(config)
 
     def __call__(self, payload: Mapping[str, Any], report: Report) -> dict[str, Any]:
         """Evaluate `payload` = {"trial", "architecture" (JSON text), "seed"}.
@@ -76,21 +73,11 @@ class TrialEvaluator:
         }
         masked = copy.deepcopy(model).eval()
         draw_masks_(masked, torch.Generator().manual_seed(seed))
-        latency = measure_latency(
-            masked, example, threads=self.config.latency.threads, table=self.table, measurer=self.measurer
-        )
-        metrics |= {
-            "latency_ms": latency.ms,
-            "latency_lo_ms": latency.lo_ms,
-            "latency_hi_ms": latency.hi_ms,
-            "latency_source": latency.source,
-            "latency_quality": latency.quality,
-        }
-        times = latency.parts.drop(columns=latency.plan.frame().columns, errors="ignore")
-        plan = pd.concat([latency.plan.frame(), times], axis=1)
+        priced = self.pricer.price(masked, example)
+        metrics |= priced.metrics
         found = violations(metrics, self.constraints, partial=True)
         if not feasible(found):
-            write_artifacts(self.folder, trial, architecture, model=None, history=[], plan=plan)
+            write_artifacts(self.folder, trial, architecture, model=None, history=[], plan=priced.plan)
             return {"state": "infeasible", "metrics": metrics, "violations": found, "curve": []}
 
         epochs = self.config.train.epochs
@@ -109,34 +96,13 @@ class TrialEvaluator:
             "weight_bytes": trained.weight_bytes,
             "macs": trained.macs,
         }
+        if self.pricer.predicts:  # the masks that training found; asking again costs nothing
+            priced = self.pricer.price(model.eval(), example)
+            metrics |= priced.metrics
         found = violations(metrics, self.constraints)
-        write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=plan)
+        write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=priced.plan)
         state = "complete" if feasible(found) else "infeasible"
         return {"state": state, "metrics": metrics, "violations": found, "curve": result.history}
-
-
-def open_table() -> LayerTable:
-    """The user's table of layer times.
-
-    Raises:
-        RunError: the file is damaged or locked; says which file, and the cure.
-    """
-    try:
-        return LayerTable()
-    except TableError as error:
-        raise RunError(str(error)) from error
-
-
-def make_measurer(config: RunConfig) -> Measurer:
-    """The latency protocol with the run's settings."""
-    latency = config.latency
-    return Measurer(
-        rounds=latency.rounds,
-        cap_rounds=max(24, 3 * latency.rounds),
-        spacing_s=latency.spacing_s,
-        threads=latency.threads,
-        seed=config.run.seed,
-    )
 
 
 def make_data(config: RunConfig) -> Data:

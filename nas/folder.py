@@ -12,15 +12,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hw_models.device import host_device
-from nas.config import CHANGEABLE, RunConfig, differing_keys
+from nas.config import CHANGEABLE, RunConfig, differing_keys, load_config
 from nas.data import Data
-from nas.errors import RunError
+from nas.errors import ConfigError, RunError
 from nas.store import Store
 from search_spaces.registry import find_space_file
 
@@ -131,6 +132,8 @@ def _space_file(config: RunConfig, config_folder: Path) -> Path:
 
 
 def _check_config(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    with suppress(ConfigError):  # a run of an earlier version knows fewer keys: they have their defaults
+        before = load_config(before).as_dict()
     differing = [key for key in differing_keys(before, now) if key not in CHANGEABLE]
     if differing:
         key, others = differing[0], differing[1:]

@@ -372,6 +372,7 @@ class Store:
         *,
         state: State | None = None,
         violations: Mapping[str, float] | None = None,
+        error: str | None = None,
     ) -> Trial:
         """Add metrics to a trial (test accuracy, a later latency); those of the same name are replaced.
 
@@ -380,11 +381,14 @@ class Store:
             metrics: what is new.
             state: what the trial is in the light of it, e.g. "infeasible" after a second measurement; None to leave it.
             violations: as in `finish`; None to leave them.
+            error: why it failed after all; None to leave what is there.
 
         Raises:
             ValueError: no such trial.
         """
         values: dict[str, Any] = {} if state is None else {"state": state}
+        if error is not None:
+            values["error"] = storable_text(error)
         if violations is not None:
             values["violations"] = to_json(dict(violations))
         with self._transaction(writing=True) as connection:

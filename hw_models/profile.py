@@ -7,7 +7,7 @@ kernel) and the same all sparse run against each other, every step timed in its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from hw_models.crossover import crossovers
 from hw_models.insitu import InPlace, measure_in_place
 from hw_models.latency import measure_latency
 from hw_models.measure import Measurement, Measurer
@@ -51,8 +52,8 @@ class Profile:
             torch_ms, portable_ms, specialised_ms: alone, caches warm, on each kernel that was tried when kernels were chosen;
             predicted_ms, predicted_lo_ms, predicted_hi_ms, predicted_source: of the operation as planned;
             predicted_dense_ms, predicted_sparse_ms: as dense_ms, sparse_ms;
-            crossover_density: the density above which the dense kernel is faster; `NEVER` if none is, 0.0 if every density is,
-            NaN if not known;
+            crossover_density: above it the dense kernel is faster, says the model (`hw_models.crossover`); `NEVER` if it is at
+            no density, 0.0 if at every, NaN without a model or a choice;
             energy_mj: the operation's share of the energy.
         batch, threads: what the times are of.
         measured, dense: of the whole network and of the same all dense, in one measuring run; None if not measured. Where every
@@ -225,9 +226,10 @@ def _add_predicted(rows: pd.DataFrame, plan: Plan, model: LatencyModel) -> tuple
 
 
 def _crossovers(plan: Plan, model: LatencyModel) -> Iterator[float]:
-    """One per operation; NaN where the model has no curve."""
+    """One per operation: from the model's own curves where it has them, else by asking it for other densities; NaN for
+    operations without a choice."""
     ask = getattr(model, "crossovers", None)
-    known: Mapping[str, float | None] = ask(plan) if ask is not None else {}
+    known: dict[str, float | None] = {**crossovers(plan, model), **(ask(plan) if ask is not None else {})}
     for op in plan.ops:
         at = known.get(op.name, float("nan"))
         yield NEVER if at is None else min(float(at), NEVER)

@@ -73,9 +73,9 @@ def profile_sheet(profile: Profile, title: str = "Operations") -> Sheet:
         "network all dense, all sparse"
         if timed
         else "ms: predicted, as nothing was measured",
-        "dense faster: above that density the dense kernel is the faster one, by the model's curves"
+        "dense faster: above that density the dense kernel is the faster one, says the model"
         if not profile.table["crossover_density"].isna().all()
-        else "no crossover densities: they need measured curves (nas calibrate)",
+        else "from which density on dense would be faster: not known without a model",
     ]
     return Sheet(
         title,

@@ -17,7 +17,7 @@ from hw_models.tables import LayerTable
 from ops.layers import draw_masks_, sparsify
 from ops.plan import legal_kernels, lower
 from ops.runtime import Runtime
-from tests.hw_models.flat_model import FlatModel, flat_ms
+from tests.hw_models.flat_model import MS_PER_MAC, FlatModel, flat_ms
 
 X = torch.randn(2, 8, 6, 6)
 BRIEF = Measurer(rounds=3, spacing_s=0.0, cap_rounds=3, blocks=2, min_block_ms=0.05)
@@ -144,16 +144,17 @@ def test_predicting_only_measures_nothing_and_takes_the_model_s_kernels(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"), [(0.31, 0.31), (None, NEVER), (0.0, 0.0), (1.7, NEVER), ("missing", float("nan"))]
+    ("said", "expected"), [(0.31, 0.31), (None, NEVER), (0.0, 0.0), (1.7, NEVER), ("nothing", -1.0)]
 )
-def test_crossovers_come_from_the_model(
+def test_crossovers_are_the_model_s_own_or_found_by_asking_it(
     said: float | str | None, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = FlatModel({} if isinstance(said, str) else {"0.0": said})
     monkeypatch.setattr(module, "_fastest_by", lambda plan, model: plan)
     found = profile(_network(), X, measure=False, model=model)
-    assert found.table["crossover_density"][0] == pytest.approx(expected, nan_ok=True)
-    assert found.table["crossover_density"][1:].isna().all()
+    price = MS_PER_MAC["torch"] / MS_PER_MAC[found.table["kernel"][0]]  # what the flat model's curves cross at
+    assert found.table["crossover_density"][0] == pytest.approx(price if said == "nothing" else expected)
+    assert (found.table["crossover_density"].isna() == (found.table["kind"] != "conv2d")).all()
 
 
 def test_nothing_to_say_is_an_error() -> None:

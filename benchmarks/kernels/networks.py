@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ops.layers import SparseConv2d, SparseLinear, draw_masks_, is_depthwise, sparsify
 from search_spaces.darts import network_from_genotype
 
-__all__ = ["NETWORKS", "Network", "example", "mobilenet_v1", "mobilenet_v2", "resnet", "resnet20", "sparse"]
+__all__ = ["NETWORKS", "Network", "example", "mobilenet_v1", "mobilenet_v2", "resnet", "resnet20", "settle_", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -180,21 +180,35 @@ def sparse(name: str, density: float, seed: int = 0) -> nn.Module:
         first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
         network = sparsify(network, density, where=lambda _, layer: layer is not first and not is_depthwise(layer))
         draw_masks_(network, torch.Generator().manual_seed(seed))
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                kept = module.nnz if isinstance(module, SparseConv2d | SparseLinear) else module.weight.numel()
-                module.weight.normal_(0.0, (2.0 * module.weight.shape[0] / kept) ** 0.5)
-                if isinstance(module, SparseConv2d | SparseLinear):
-                    module.apply_mask_()
-            elif isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # a plain average: of the one batch below
-                if module.affine:
-                    module.weight.uniform_(0.5, 1.5)
-                    module.bias.uniform_(0.0, 0.5)
-        network.train()
-        network(example(name, 4))
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
-                # A channel that is constant (no weights kept) would have its rounding errors blown up by 1 / sqrt(eps).
-                module.running_var.clamp_(min=0.05 * float(module.running_var.mean()))
+        return settle_(network, example(name, 4))
+
+
+def settle_(network: nn.Module, x: torch.Tensor) -> nn.Module:
+    """Random weights by the number of kept ones, and batch norms with the statistics of `x`: activations of any depth keep
+    their size, so that no time is lost on denormal numbers. Draws from torch's global generator.
+
+    Args:
+        network: its masks are drawn; changed.
+        x: float[batch, ...], more than one input.
+
+    Returns:
+        The network, in eval mode.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            kept = module.nnz if isinstance(module, SparseConv2d | SparseLinear) else module.weight.numel()
+            module.weight.normal_(0.0, (2.0 * module.weight.shape[0] / kept) ** 0.5)
+            if isinstance(module, SparseConv2d | SparseLinear):
+                module.apply_mask_()
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = None  # a plain average: of the one batch below
+            if module.affine:
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(0.0, 0.5)
+    network.train()
+    network(x)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_var is not None:
+            # A channel that is constant (no weights kept) would have its rounding errors blown up by 1 / sqrt(eps).
+            module.running_var.clamp_(min=0.05 * float(module.running_var.mean()))
     return network.eval()

@@ -1,0 +1,77 @@
+"""Records as the frames that a predictor is fitted to.
+
+Start with `observed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from benchmarks.latency.records import Record
+from hw_models.workload import NETWORK_COLUMNS, Workload
+
+__all__ = ["observed", "part"]
+
+LEAST_MS = 1e-5  # a step that the clock cannot see
+
+
+def observed(work: Workload, records: Sequence[Record], threads: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What was measured, as `hw_models.store.MeasurementStore.add_networks` takes it.
+
+    Args:
+        work: of the networks' plans.
+        records: one per network, in the same order.
+        threads: of all of them.
+
+    Returns:
+        (steps, networks): a row for each distinct step of each network, ms being the mean over its `count` executions there; and a
+        row per network. The index of networks, and `steps.network`, is 0, 1, ...
+
+    Raises:
+        ValueError: a record has not as many steps as the network: it is of other kernels, or of another benchmark.
+    """
+    rows = []
+    for network, record in enumerate(records):
+        ids, rounds = work.of(network), np.asarray(record.step_rounds_ns, float) / 1e6
+        if rounds.shape[1] != len(ids):
+            raise ValueError(
+                f"{record.name}: measured with {rounds.shape[1]} steps, but its plan has {len(ids)}; the way networks are executed "
+                "has changed: measure into another folder"
+            )
+        kinds, at = np.unique(ids, return_inverse=True)
+        count = np.bincount(at)
+        low, typical = rounds.min(axis=0), np.median(rounds, axis=0)
+        ms = np.maximum(np.bincount(at, low) / count, LEAST_MS)
+        rows.append(
+            work.steps.iloc[kinds].assign(
+                ms=ms,
+                lo_ms=ms,
+                hi_ms=np.maximum(np.bincount(at, typical) / count, ms),
+                count=count.astype(float),
+                network=network,
+                quality=record.quality,
+            )
+        )
+    whole = ("ms", "lo_ms", "hi_ms", "median_ms", "p90_ms", "quality", "sum_ms", "group")
+    networks = work.networks[list(NETWORK_COLUMNS)].assign(
+        threads=threads,
+        digest=[record.name for record in records],
+        **{name: [getattr(record, name) for record in records] for name in whole},
+    )
+    return pd.concat(rows, ignore_index=True), networks
+
+
+def part(
+    steps: pd.DataFrame, networks: pd.DataFrame, chosen: npt.NDArray[np.bool_]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of some of the networks, their numbers kept.
+
+    Args:
+        steps, networks: from `observed`.
+        chosen: bool[networks].
+    """
+    return steps[chosen[steps["network"].to_numpy()]].reset_index(drop=True), networks[chosen]

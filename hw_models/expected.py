@@ -164,8 +164,15 @@ class ExpectedLatency(nn.Module):
             return "the mixed operation"
         return f'mixed operation "{self.names[index]}"' if self.names else f"mixed operation {index}"
 
+    def _whole(self, given: Tensor) -> bool:
+        """Whether it is one tensor for all mixed operations that needs no padding: taken as it is, without a loop over them."""
+        even = all(len(grid.candidates) == self.values.shape[1] for grid in self.grids)
+        return not self.single and even and given.ndim in (2, 3) and given.shape[:2] == self.values.shape[:2]
+
     def _probabilities(self, given: Any) -> tuple[Tensor, list[torch.Size]]:
         """float[G, C] or [G, C, K], padded with zeros, and the shape of each before padding."""
+        if isinstance(given, Tensor) and self._whole(given):
+            return given, [given.shape[1:]] * len(self.grids)
         tensors = [_tensor(entry, self.values) for entry in self.entries(given, "probabilities")]
         for i, (tensor, grid) in enumerate(zip(tensors, self.grids)):
             if tensor.ndim not in (1, 2) or tensor.shape[0] != len(grid.candidates):
@@ -181,6 +188,8 @@ class ExpectedLatency(nn.Module):
 
     def _densities(self, given: Any, shapes: list[torch.Size], p: Tensor) -> Tensor:
         """float of the shape of p, padded with ones."""
+        if isinstance(given, Tensor) and given.shape == p.shape and self._whole(given):
+            return given
         for value in _flat(given):
             if not isinstance(value, Tensor) and not 0 < value <= 1:
                 raise ValueError(f"densities are kept fractions in (0, 1], got {value:g}")

@@ -126,7 +126,7 @@ def test_the_gradient_by_probability_is_the_price_of_the_candidate() -> None:
     tensors = [torch.tensor(x, requires_grad=True) for x in p]
     expected_latency(grids, tensors, [torch.tensor(x) for x in d]).backward()
     for grid, tensor, x in zip(grids, tensors, d):
-        np.testing.assert_allclose(tensor.grad, grid.predict(x).diagonal(), rtol=1e-12)
+        torch.testing.assert_close(tensor.grad, torch.tensor(grid.predict(x).diagonal()))
 
 
 def test_never_priced_dense_the_slope_at_one_is_that_of_the_last_line() -> None:
@@ -179,6 +179,9 @@ def test_one_tensor_for_all_lists_and_names_say_the_same() -> None:
         expected_latency(grids, p, torch.full((5, 3), 0.3, dtype=F64)).item()
     )
     assert ExpectedLatency(grids).per_operation(p, d).sum().item() == pytest.approx(wanted, rel=1e-6)
+    joint = torch.tensor(rng.dirichlet(np.ones(6), 5)).reshape(5, 3, 2)
+    at = torch.tensor(rng.uniform(0.05, 1, (5, 3, 2)))
+    assert expected_latency(grids, joint, at).item() == expected_latency(grids, list(joint), list(at)).item()
 
 
 def test_the_same_parameters_may_stand_for_many_operations() -> None:

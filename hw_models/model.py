@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from hw_models.descriptor import DeviceDescriptor
     from hw_models.workload import Workload
 
-__all__ = ["PART_COLUMNS", "SOURCES", "Estimate", "LatencyModel"]
+__all__ = ["PART_COLUMNS", "SOURCES", "CalibrationError", "Estimate", "LatencyModel"]
 
 # How an answer was found, the surest first: the same operation was measured; others of its shape were, at densities around it; it
 # was learned from other shapes; from the device's data sheet or roofs.
 SOURCES = ("measured", "interpolated", "learned", "analytical")
 PART_COLUMNS = ("op", "kind", "kernel", "density", "nnz", "macs", "ms", "lo_ms", "hi_ms", "share", "source")
+
+
+class CalibrationError(RuntimeError):
+    """A calibration is damaged or of another machine or version; says which and how to renew it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -94,8 +94,8 @@ class NetworkModel:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetworkModel:
         """The model `to_dict` was called on."""
-        names = ("coefficients", "residual", "centre", "scale")
-        return cls(*(np.asarray(data[name], float) for name in names), error=float(data["error"]))
+        a, b, c, d = (np.asarray(data[name], float) for name in ("coefficients", "residual", "centre", "scale"))
+        return cls(a, b, c, d, float(data["error"]))
 
 
 def _terms(networks: pd.DataFrame) -> Floats:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hw_models.analytical import AnalyticalModel
-from hw_models.choices import choose_kernels, crossovers
+from hw_models.choices import choose_kernels
 from hw_models.conformal import Conformal
 from hw_models.descriptor import DeviceDescriptor, DeviceError, load_device
 from hw_models.honesty import Spread, left_out
@@ -35,7 +35,7 @@ from hw_models.step_table import StepTable
 from hw_models.workload import Workload, workload
 from ops.plan import Plan
 
-__all__ = ["CalibrationError", "Predictor", "choose_kernels", "crossovers", "load_predictor"]
+__all__ = ["CalibrationError", "Predictor", "choose_kernels", "load_predictor"]
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Two small regressions stored as arrays: sums of work with non-negative prices, and a smooth correction with an error bar.
 
-`NonNegative` prices work: milliseconds as a sum of counts times prices that cannot be negative, fitted to relative errors and
+`NonNegative` prices work: milliseconds as a sum of counts times prices that cannot be negative, fitted to errors in log time and
 drawn towards given prices where data are few. `GaussianProcess` is for what such a sum leaves over, in log space: where it has
 seen nothing alike it answers 0 and says that it does not know.
 
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["GaussianProcess", "NonNegative"]
 
 Floats = NDArray[np.float64]
+ROUNDS = 8  # of reweighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class NonNegative:
         shrink: float = 0.0,
         robust: float = 0.0,
     ) -> NonNegative:
-        """Minimise the weighted mean of ((work @ prices - ms) / ms)^2 over prices >= 0.
+        """Minimise the weighted mean of log(work @ prices / ms)^2 over prices >= 0.
 
         Args:
             work: float[n, features], counts of work, not negative.
@@ -50,12 +51,12 @@ class NonNegative:
             weights: float[n], how much each row matters; default all alike.
             prior: float[features], prices to be drawn towards; default 0.
             shrink: how many average rows a doubling of one price weighs as much as; 0 means not at all.
-            robust: beyond this relative error a row counts linearly instead of quadratically (Huber), 0 means never.
+            robust: beyond this error in log time a row counts linearly instead of quadratically (Huber), 0 means never.
 
         Raises:
             ValueError: unequal lengths, no rows, times that are not positive, work that is negative or not finite.
 
-        Source: non-negative least squares, Lawson and Hanson 1974, chapter 23, on rows divided by their time.
+        Source: non-negative least squares, Lawson and Hanson 1974, chapter 23, on rows divided by their time and reweighted.
         """
         from scipy.optimize import nnls
 
@@ -74,13 +75,17 @@ class NonNegative:
         scale[scale == 0] = 1.0
         pull = math.sqrt(shrink / len(t)) * np.eye(x.shape[1])
         prices, now = start, w
-        for _ in range(4 if robust else 1):
+        for _ in range(ROUNDS):
             root = np.sqrt(now)
             a = np.concatenate([root[:, None] * relative / scale, pull])
             b = np.concatenate([root, pull @ (start * scale)])
             prices = nnls(a, b, maxiter=50 * x.shape[1])[0] / scale
-            error = np.abs(relative @ prices - 1)
-            now = w * np.minimum(1.0, robust / np.maximum(error, 1e-12))
+            # Weights with which the squares of ratio - 1 have the slope of the squares of log(ratio).
+            ratio = np.clip(relative @ prices, 0.02, 50.0)
+            off = np.where(np.abs(ratio - 1) < 1e-6, 1e-6, ratio - 1)
+            now = w * np.log1p(off) / off / ratio
+            if robust:
+                now *= np.minimum(1.0, robust / np.maximum(np.abs(np.log(ratio)), 1e-12))
         return cls(prices)
 
     def predict(self, work: ArrayLike) -> Floats:

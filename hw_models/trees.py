@@ -44,9 +44,9 @@ class BoostedTrees:
         y: ArrayLike,
         weights: ArrayLike | None = None,
         *,
-        trees: int = 200,
+        trees: int = 120,
         depth: int = 4,
-        rate: float = 0.08,
+        rate: float = 0.12,
         leaf: int = 5,
         seed: int = 0,
     ) -> BoostedTrees:

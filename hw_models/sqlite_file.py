@@ -73,7 +73,7 @@ class SqliteFile:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._file: tuple[int, int] | None = None
-        self._moved: Path | None = None
+        self._moved = False
         self._open()
 
     def close(self) -> None:
@@ -109,6 +109,8 @@ class SqliteFile:
                 self._connection = None
         with self._lock:
             while True:
+                if self._connection is not None and self.path is not None and _identity(self.path) != self._file:
+                    self.close()  # deleted, or moved aside by another process; what is written there nobody would find
                 if self._connection is None:
                     self._open()
                 assert self._connection is not None
@@ -126,36 +128,39 @@ class SqliteFile:
             self.close()
         self._connection = None
         where = self.path
-        if _damaged(error) and self._moved is None:
-            self._moved = where  # once only: a disk that damages every new file is left for the memory
+        if _damaged(error) and not self._moved:
+            self._moved = True  # once only: a disk that damages every new file is left for the memory
             if _identity(where) != self._file:  # another process has moved it already
                 return True
             aside = _free_name(where)
             with suppress(OSError):
                 _move(where, aside)
-                self._moved = aside
-                _warn_once(f"{self.title} {where} is damaged ({error}); it was moved to {aside.name}, and {self.again}")
-                self._salvage(aside)
+                outcome = self._salvage(aside)
+                _warn_once(f"{self.title} {where} is damaged ({error}); it was moved to {aside.name}, and {outcome}")
                 return True
-        self._connection = self._in_memory(where)
-        self.path = None
+        self._connection, self.path = self._in_memory(None if _damaged(error) else where), None
+        if _damaged(error):
+            self._salvage(where)
         _warn_once(
             f"{self.plural} cannot be kept in {where} ({error}); they live in memory and are measured again next time. "
             "Set NAS_CACHE_DIR to a folder that can be written"
         )
         return True
 
-    def _salvage(self, aside: Path) -> None:
-        """Called after a damaged file was moved; what it held may be added to the new one."""
+    def _salvage(self, aside: Path) -> str:
+        """Called after a damaged file was moved: what it held may be added to the new one. Says what becomes of it."""
+        return self.again
 
     def _in_memory(self, source: Path | None) -> sqlite3.Connection:
         """A database in memory, with what can be read of a file."""
         memory = sqlite3.connect(":memory:", check_same_thread=False)
         if source is not None and source.is_file():
-            with (
-                suppress(sqlite3.Error),
-                closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as old,
-            ):
+            uri = f"{source.resolve().as_uri()}?mode=ro"
+            with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True, timeout=1)) as old:
+                old.execute("BEGIN")
+                old.execute(
+                    "SELECT name FROM sqlite_master"
+                ).fetchall()  # raises where it is locked; a backup would wait for ever
                 old.backup(memory)
                 memory.executescript(self.schema)
                 return memory
@@ -167,7 +172,7 @@ class SqliteFile:
     def _error(self, error: Exception) -> SqliteFileError:
         text = str(error)
         if _locked(error):
-            cure = f"another process has held it for {BUSY_S:.0f} s; end that process, or use another NAS_CACHE_DIR"
+            cure = f"another process has held it for {BUSY_S:.0f} s; end that process, or use another file or NAS_CACHE_DIR"
         elif _unwritable(error):
             cure = "choose a folder that can be written and has room"
         else:
@@ -214,7 +219,16 @@ def _locked(error: BaseException | None) -> bool:
 
 def _damaged(error: BaseException | None) -> bool:
     """Is this about what is in the file: damaged, no SQLite file, or tables of something else?"""
-    words = ("not a database", "malformed", "encrypted", "no such table", "no such column", "has no column", "indexed")
+    words = (
+        "not a database",
+        "malformed",
+        "encrypted",
+        "no such table",
+        "no such column",
+        "has no column",
+        "indexed",
+        "decode",
+    )
     return isinstance(error, sqlite3.DatabaseError) and any(word in str(error) for word in words)
 
 

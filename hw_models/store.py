@@ -14,72 +14,33 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sqlite3
 import uuid
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hw_models import store_rows as rows
 from hw_models import store_schema as schema
 from hw_models.measure import Measurement
+from hw_models.sentinels import SAME, moved
 from hw_models.sqlite_file import SqliteFile, SqliteFileError
-from hw_models.workload import STEP_NUMBERS, STEP_TEXTS
+from hw_models.store_rows import Epoch
+from hw_models.store_salvage import Found, readable
 
-__all__ = ["Epoch", "MeasurementStore", "StoreError", "moved"]
+__all__ = ["Epoch", "MeasurementStore", "StoreError"]
 
 FILE = "measurements.v1.sqlite"  # another version, another file: old and new releases can work side by side
-SAME = 0.03  # sentinels within 3 % of the stored ones: the environment has not changed
 
 
 class StoreError(SqliteFileError):
     """The store's file cannot be used; says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A stretch of time in which one runtime's environment did not change.
-
-    Attributes:
-        id: in the store's file.
-        is_new: begun by this call of `open_epoch`.
-        moved: relative change of every sentinel against the runtime's last epoch, 0.05 = now 5 % slower, NaN for one that only
-            one of the two has; empty for the first epoch of a runtime and for one that goes on.
-        uid: the same in every file the epoch is copied to.
-        runtime, started_at: of the epoch.
-        environment, sentinels: of this opening, as given.
-    """
-
-    id: int
-    is_new: bool
-    moved: dict[str, float]
-    uid: str
-    runtime: str
-    started_at: str
-    environment: dict[str, Any] = field(repr=False)
-    sentinels: dict[str, Measurement] = field(repr=False)
-
-
-def moved(old: Mapping[str, Measurement], new: Mapping[str, Measurement], limit: float = SAME) -> dict[str, float]:
-    """The sentinels whose times differ by more than `limit`.
-
-    Args:
-        old, new: measurements by name of the sentinel.
-        limit: relative to the old time; 0.03 = 3 %.
-
-    Returns:
-        new / old - 1 of those that moved; NaN for one that is in one of the two only. Empty: the environment is the same.
-    """
-    changes = {}
-    for name in {**old, **new}:
-        change = new[name].floor_ms / old[name].floor_ms - 1 if name in old and name in new else math.nan
-        if not abs(change) <= limit:
-            changes[name] = change
-    return changes
 
 
 class MeasurementStore(SqliteFile):
@@ -96,7 +57,7 @@ class MeasurementStore(SqliteFile):
     default_name = FILE
     title = "the store of measurements"
     plural = "measurements"
-    again = "what can still be read of it is taken over"
+    again = "a new one is begun"
     cure_damaged = (
         "name another file, which is made, and take over what can be read of this one with "
         "MeasurementStore(ANOTHER).absorb(THIS)"
@@ -132,15 +93,15 @@ class MeasurementStore(SqliteFile):
         def write(db: sqlite3.Connection) -> tuple[int, str, str, bool, dict[str, float]]:
             with db:
                 db.execute("BEGIN IMMEDIATE")  # wait for other writers here, not at the end
-                known = _epochs_of(db, runtime)
+                known = rows.epochs_of(db, runtime)
                 changes = {uid: moved(reference, sentinels, limit) for _, uid, _, reference in known}
                 same = [row for row in known if not changes[row[1]]]
                 if same:
                     number, uid, started, _ = same[0]
                 else:
                     uid, started = uuid.uuid4().hex, opened
-                    number = _add_epoch(db, uid, runtime, started)
-                _add_opening(db, number, opened, facts, sentinels)
+                    number = rows.add_epoch(db, uid, runtime, started)
+                rows.add_opening(db, number, opened, facts, rows.sentinels_text(sentinels))
                 last = changes[known[0][1]] if known and not same else {}
                 return number, uid, started, not same, last
 
@@ -176,26 +137,27 @@ class MeasurementStore(SqliteFile):
         rounds = rounds or {}
         strangers = [label for label in rounds if label not in networks.index]
         if strangers:
-            raise ValueError(f"rounds: {strangers[0]!r} is not in the index of the networks frame")
-        rows = schema.packed_networks(networks)
-        blobs = [schema.packed_rounds(rounds.get(label, {})) for label in networks.index]
-        labels, uids = list(networks.index), [uuid.uuid4().hex for _ in rows]
-        packed = schema.packed_steps(steps)
-        times = schema.packed_observations(steps)
-        measured_at = _now()
+            raise ValueError(f"rounds: {strangers[0]} is not in the index of the networks frame")
+        table = [
+            {
+                "uid": uuid.uuid4().hex,
+                "measured_at": _now(),
+                "rounds": schema.packed_rounds(rounds.get(label, {})),
+                **row,
+            }
+            for label, row in zip(networks.index, schema.packed_networks(networks))
+        ]
+        observed: dict[Any, list[Any]] = {label: [] for label in networks.index}
+        for label, step in zip(steps["network"].tolist(), schema.packed_steps(steps)):
+            observed[label].append(step)
 
         def write(db: sqlite3.Connection) -> list[int]:
             with db:
-                db.execute("BEGIN IMMEDIATE")  # wait for other writers here, not at the end
-                number = _find_epoch(db, epoch)
-                ids: dict[Hashable, int] = {}
-                for label, uid, row, blob in zip(labels, uids, rows, blobs):
-                    ids[label] = _add_network(
-                        db, {"uid": uid, "epoch": number, "measured_at": measured_at, **row}, blob
-                    )
-                step_ids = _add_steps(db, packed)
-                _add_observations(db, [(ids[t[0]], step_id, *t[1:]) for step_id, t in zip(step_ids, times)])
-                return [ids[label] for label in labels]
+                db.execute("BEGIN IMMEDIATE")
+                number = rows.find_epoch(db, epoch)
+                return [
+                    rows.add_network(db, {**row, "epoch": number}, seen) for row, seen in zip(table, observed.values())
+                ]
 
         return np.asarray(self._do(write), np.int64)
 
@@ -214,27 +176,18 @@ class MeasurementStore(SqliteFile):
             raise ValueError(f'epoch must be a number, "latest" or "all", got {epoch!r}')
 
         def read(db: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
-            if isinstance(epoch, int | np.integer):
-                wanted = [int(epoch)]
-            else:
-                wanted = [row[0] for row in _epochs_of(db, runtime)][: None if epoch == "all" else 1]
-            marks = ", ".join("?" * len(wanted))
-            where = f"JOIN epoch e ON e.id = n.epoch WHERE e.runtime = ? AND e.id IN ({marks})"
-            network = f"SELECT n.id, n.epoch, {_of('n', _NETWORK)}, n.more FROM network n {where} ORDER BY n.id"
-            step = (
-                f"SELECT {_of('s', _STEP)}, {_of('o', schema.OBSERVED_NUMBERS)}, o.network, o.quality, n.epoch, s.more "
-                f"FROM observation o JOIN step s ON s.id = o.step JOIN network n ON n.id = o.network {where} ORDER BY n.id, o.id"
-            )
-            db.execute("BEGIN")  # both of the same moment
+            db.execute("BEGIN")  # both frames of the same moment
             try:
-                return db.execute(step, (runtime, *wanted)).fetchall(), db.execute(
-                    network, (runtime, *wanted)
-                ).fetchall()
+                if isinstance(epoch, int | np.integer):
+                    wanted = [int(epoch)]
+                else:
+                    wanted = [row[0] for row in rows.epochs_of(db, runtime)][: None if epoch == "all" else 1]
+                return rows.observed_rows(db, runtime, wanted), rows.network_rows(db, runtime, wanted)
             finally:
                 db.rollback()
 
         steps, networks = self._do(read)
-        return _step_frame(steps), _network_frame(networks)
+        return rows.step_frame(steps), rows.network_frame(networks)
 
     def rounds(self, network: int) -> dict[str, npt.NDArray[np.float64]]:
         """The arrays of ms given with one network.
@@ -247,98 +200,116 @@ class MeasurementStore(SqliteFile):
             raise KeyError(f"the store holds no network {network}")
         return schema.unpacked_rounds(row[0])
 
+    def epochs(self, runtime: str | None = None) -> pd.DataFrame:
+        """The epochs of a runtime, or of all, in the order of their beginning.
 
-_STEP = (*STEP_TEXTS, *STEP_NUMBERS)
-_NETWORK = (*schema.NETWORK_TEXTS, *schema.NETWORK_NUMBERS, *schema.NETWORK_WHOLE)
+        Returns:
+            One row per epoch, indexed by its id: runtime, started_at, last_opened_at (ISO 8601, UTC), openings, networks (numbers),
+            environment (dict, of the first opening) and for every sentinel "NAME_ms", as at the first opening; NaN for one it
+            did not have.
+        """
+        return rows.epoch_frame(self._do(lambda db: rows.epoch_rows(db, runtime)))
+
+    def pick_for_remeasure(
+        self, runtime: str, share: float = 0.05, rng: np.random.Generator | int | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Networks to measure again with the next ones, so that `noise` can be told.
+
+        Args:
+            runtime: `runtime_id(threads)`.
+            share: of the different networks, in [0, 1]; rounded up, so that it is at least one where there is any.
+            rng: draws among those measured least often; a seed or a generator.
+
+        Returns:
+            int64[picked], ids of networks (their last measurement), of the last epoch that has any; those that can be known
+            again, by their `digest`.
+        """
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be in [0, 1], got {share}")
+        known = self._do(lambda db: rows.known_networks(db, runtime))
+        if known.empty:
+            return np.zeros(0, np.int64)
+        known = known[known["epoch"] == known["epoch"].iloc[-1]]
+        last = known.groupby(["digest", "batch"])["network"].agg(["max", "size"])
+        tie = np.random.default_rng(rng).permutation(len(last))
+        order = np.lexsort((tie, last["size"]))[: math.ceil(share * len(last))]
+        return last["max"].to_numpy(np.int64)[order]
+
+    def noise(self, runtime: str, across_epochs: bool = False) -> pd.DataFrame:
+        """Networks measured more than once: how far two measurements of the same thing are apart.
+
+        Args:
+            runtime: `runtime_id(threads)`.
+            across_epochs: pairs of different epochs too, whose difference is not noise alone.
+
+        Returns:
+            One row per measurement but the first of each network (digest and batch) and epoch, against the one before: digest,
+            name, network, again (ids), epoch, again_epoch, first_ms, again_ms. `accuracy.noise_ceiling` makes hit rates of it.
+        """
+        known = self._do(lambda db: rows.known_networks(db, runtime)).sort_values("network")
+        by = ["digest", "batch"] if across_epochs else ["digest", "batch", "epoch"]
+        before = known.groupby(by)[["network", "epoch", "ms"]].shift()
+        pairs = before["network"].notna()
+        first, again = before[pairs].astype({"network": "int64", "epoch": "int64"}), known[pairs]
+        return pd.DataFrame(
+            {
+                "digest": again["digest"],
+                "name": again["name"],
+                "network": first["network"],
+                "again": again["network"],
+                "epoch": first["epoch"],
+                "again_epoch": again["epoch"],
+                "first_ms": first["ms"],
+                "again_ms": again["ms"],
+            }
+        ).reset_index(drop=True)
+
+    def absorb(self, path: str | os.PathLike[str]) -> int:
+        """Take over the networks of another store's file, as far as they can be read; the file is left as it is.
+
+        Args:
+            path: of a damaged store, or of one from another folder or machine. Absorbing it twice adds nothing.
+
+        Returns:
+            How many networks were new here.
+
+        Raises:
+            StoreError: nothing can be read of it.
+        """
+        return self._absorb(self._readable(Path(path)))
+
+    def _readable(self, path: Path) -> Found:
+        try:
+            return readable(path)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"nothing can be read of the store of measurements {path}: {error}") from error
+
+    def _absorb(self, found: Found) -> int:
+        def write(db: sqlite3.Connection) -> int:
+            with db:
+                db.execute("BEGIN IMMEDIATE")
+                ids = dict(db.execute("SELECT uid, id FROM epoch"))
+                for uid, runtime, started, openings in found.epochs:
+                    if uid not in ids:
+                        ids[uid] = rows.add_epoch(db, uid, runtime, started)
+                        for opening in openings:
+                            rows.add_opening(db, ids[uid], *opening)
+                known = {uid for (uid,) in db.execute("SELECT uid FROM network")}
+                new = {row["uid"]: (epoch, row, seen) for epoch, row, seen in found.networks if row["uid"] not in known}
+                for epoch, row, seen in new.values():
+                    rows.add_network(db, {**row, "epoch": ids[epoch]}, seen)
+                return len(new)
+
+        return int(self._do(write))
+
+    def _salvage(self, aside: Path) -> str:
+        try:
+            found = self._readable(aside)
+        except StoreError as error:
+            return f"none of its measurements could be taken over ({error.__cause__})"
+        count = self._absorb(found)
+        return f"{count} of the {len(found.networks) + found.broken} networks seen in it were taken over"
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _of(table: str, names: Iterable[str]) -> str:
-    return ", ".join(f'{table}."{name}"' for name in names)
-
-
-def _epochs_of(db: sqlite3.Connection, runtime: str) -> list[tuple[int, str, str, dict[str, Measurement]]]:
-    """(id, uid, started_at, sentinels of the first opening) of a runtime's epochs, the one opened last first."""
-    query = (
-        "SELECT e.id, e.uid, e.started_at, (SELECT sentinels FROM opening WHERE epoch = e.id ORDER BY opened_at, id LIMIT 1) "
-        "FROM epoch e WHERE e.runtime = ? "
-        "ORDER BY (SELECT MAX(opened_at) FROM opening WHERE epoch = e.id) DESC, e.id DESC"
-    )
-    return [(i, uid, at, _sentinels(text)) for i, uid, at, text in db.execute(query, (runtime,))]
-
-
-def _sentinels(text: str | None) -> dict[str, Measurement]:
-    found = json.loads(text) if text else {}
-    return {name: Measurement(**{**facts, "rounds": tuple(facts["rounds"])}) for name, facts in found.items()}
-
-
-def _add_epoch(db: sqlite3.Connection, uid: str, runtime: str, started: str) -> int:
-    insert = "INSERT INTO epoch (uid, runtime, started_at) VALUES (?, ?, ?)"
-    return int(db.execute(insert, (uid, runtime, started)).lastrowid or 0)
-
-
-def _add_opening(
-    db: sqlite3.Connection, epoch: int, opened: str, environment: str, sentinels: Mapping[str, Measurement]
-) -> None:
-    facts = json.dumps({name: asdict(m) for name, m in sentinels.items()})
-    insert = "INSERT INTO opening (epoch, opened_at, environment, sentinels) VALUES (?, ?, ?, ?)"
-    db.execute(insert, (epoch, opened, environment, facts))
-
-
-def _find_epoch(db: sqlite3.Connection, epoch: Epoch) -> int:
-    """The epoch's id in this file; it is added where the file was replaced since the epoch was opened."""
-    row = db.execute("SELECT id FROM epoch WHERE uid = ?", (epoch.uid,)).fetchone()
-    if row is not None:
-        return int(row[0])
-    number = _add_epoch(db, epoch.uid, epoch.runtime, epoch.started_at)
-    _add_opening(db, number, epoch.started_at, json.dumps(epoch.environment, sort_keys=True), epoch.sentinels)
-    return number
-
-
-def _add_network(db: sqlite3.Connection, row: Mapping[str, Any], rounds: bytes) -> int:
-    names = (*row, "rounds")
-    insert = f"INSERT INTO network ({schema.columns(names)}) VALUES ({', '.join('?' * len(names))})"
-    return int(db.execute(insert, (*row.values(), rounds)).lastrowid or 0)
-
-
-def _add_steps(db: sqlite3.Connection, packed: list[tuple[bytes, dict[str, Any]]]) -> list[int]:
-    """Ids of steps, added where they are new."""
-    distinct = dict(packed)
-    names = (*_STEP, "more")
-    insert = f"INSERT OR IGNORE INTO step (facts, {schema.columns(names)}) VALUES ({', '.join('?' * (len(names) + 1))})"
-    db.executemany(insert, [(facts, *row.values()) for facts, row in distinct.items()])
-    ids = {facts: db.execute("SELECT id FROM step WHERE facts = ?", (facts,)).fetchone()[0] for facts in distinct}
-    return [ids[facts] for facts, _ in packed]
-
-
-def _add_observations(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
-    names = ("network", "step", *schema.OBSERVED_NUMBERS, "quality")
-    db.executemany(f"INSERT INTO observation ({schema.columns(names)}) VALUES (?, ?, ?, ?, ?, ?)", rows)
-
-
-def _step_frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
-    names = [*_STEP, *schema.OBSERVED_NUMBERS, "network", "quality", "epoch", "more"]
-    frame = pd.DataFrame(rows, columns=names)
-    numbers = dict.fromkeys((*STEP_NUMBERS, *schema.OBSERVED_NUMBERS), "float64")
-    texts = dict.fromkeys((*STEP_TEXTS, "quality"), "str")
-    return _with_more(frame.astype({**numbers, **texts, "network": "int64", "epoch": "int64"}))
-
-
-def _network_frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows, columns=["network", "epoch", *_NETWORK, "more"]).set_index("network")
-    frame.index = frame.index.astype("int64")
-    whole = dict.fromkeys((*schema.NETWORK_WHOLE, "epoch"), "int64")
-    texts = dict.fromkeys(schema.NETWORK_TEXTS, "str")
-    frame = _with_more(frame.astype({**dict.fromkeys(schema.NETWORK_NUMBERS, "float64"), **whole, **texts}))
-    return frame[[c for c in frame if c != "epoch"] + ["epoch"]]
-
-
-def _with_more(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of other names, taken out of their JSON."""
-    texts = frame.pop("more")
-    if (texts == "{}").all():
-        return frame
-    return frame.join(pd.DataFrame([json.loads(text) for text in texts], index=frame.index))

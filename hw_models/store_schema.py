@@ -27,11 +27,12 @@ __all__ = [
     "NETWORK_TEXTS",
     "NETWORK_WHOLE",
     "OBSERVED_NUMBERS",
+    "QUALITIES",
     "SCHEMA",
     "checked",
     "columns",
+    "facts_of",
     "packed_networks",
-    "packed_observations",
     "packed_rounds",
     "packed_steps",
     "unpacked_rounds",
@@ -64,7 +65,7 @@ CREATE TABLE IF NOT EXISTS step (
 CREATE TABLE IF NOT EXISTS network (
     id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, epoch INTEGER NOT NULL REFERENCES epoch, measured_at TEXT NOT NULL,
     {columns(NETWORK_TEXTS, "TEXT NOT NULL")}, {columns(NETWORK_NUMBERS, "REAL")}, {columns(NETWORK_WHOLE, "INTEGER NOT NULL")},
-    more TEXT NOT NULL, rounds BLOB NOT NULL
+    more TEXT NOT NULL, rounds BLOB NOT NULL, observed INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS observation (
     id INTEGER PRIMARY KEY, network INTEGER NOT NULL REFERENCES network, step INTEGER NOT NULL REFERENCES step,
@@ -90,11 +91,11 @@ def checked(steps: pd.DataFrame, networks: pd.DataFrame) -> None:
     _has(networks, "networks", ("name", "ms"))
     if not networks.index.is_unique:
         twice = networks.index[networks.index.duplicated()][0]
-        raise ValueError(f"networks: every network needs an index of its own, but {twice!r} is there twice")
+        raise ValueError(f"networks: every network needs an index of its own, but {twice} is there twice")
     strangers = ~steps["network"].isin(networks.index)
     if strangers.any():
         raise ValueError(
-            f"steps: network {steps['network'][strangers].iloc[0]!r} is not in the index of the networks frame; "
+            f"steps: network {steps['network'][strangers].iloc[0]} is not in the index of the networks frame; "
             f"it has {list(networks.index[:5])}..."
         )
     for frame, what in ((steps, "steps"), (networks, "networks")):
@@ -136,23 +137,22 @@ def packed_networks(networks: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(table, row)) for row in zip(*table.values())]
 
 
-def packed_steps(steps: pd.DataFrame) -> list[tuple[bytes, dict[str, Any]]]:
-    """Rows of the step table, each with 16 bytes that are the same for equal steps."""
+def packed_steps(steps: pd.DataFrame) -> list[tuple[bytes, dict[str, Any], tuple[Any, ...]]]:
+    """(16 bytes that are the same for equal steps, row of the step table, (ms, lo_ms, hi_ms, quality)) of each row."""
     texts = [[str(v) for v in steps[name]] for name in STEP_TEXTS]
-    numbers = [steps[name].to_numpy(np.float64).tolist() for name in STEP_NUMBERS]
+    numbers = [[None if v != v else v for v in steps[name].to_numpy(np.float64).tolist()] for name in STEP_NUMBERS]
     more = _more(steps, (*STEP_TEXTS, *STEP_NUMBERS, *OBSERVED_NUMBERS, "network", "quality", "epoch"))
-    names = (*STEP_TEXTS, *STEP_NUMBERS, "more")
-    rows = []
-    for values in zip(*texts, *numbers, more):
-        facts = hashlib.blake2b(json.dumps(values).encode(), digest_size=16).digest()
-        rows.append((facts, dict(zip(names, values))))
-    return rows
-
-
-def packed_observations(steps: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """(network label, ms, lo_ms, hi_ms, quality) of each row."""
     times = [steps[name].to_numpy(np.float64).tolist() for name in OBSERVED_NUMBERS]
-    return list(zip(steps["network"].tolist(), *times, [str(q) for q in steps["quality"]]))
+    observed = zip(*times, [str(q) for q in steps["quality"]])
+    names = (*STEP_TEXTS, *STEP_NUMBERS, "more")
+    rows = [dict(zip(names, values)) for values in zip(*texts, *numbers, more)]
+    return [(facts_of(row), row, seen) for row, seen in zip(rows, observed)]
+
+
+def facts_of(row: Mapping[str, Any]) -> bytes:
+    """16 bytes that are the same for equal rows of the step table."""
+    text = json.dumps([row[name] for name in (*STEP_TEXTS, *STEP_NUMBERS, "more")])
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def packed_rounds(rounds: Mapping[str, npt.ArrayLike]) -> bytes:

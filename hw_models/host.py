@@ -15,7 +15,7 @@ from typing import Any
 from hw_models.descriptor import NAN, DeviceDescriptor
 from hw_models.device import Device, host_device
 
-__all__ = ["describe_host", "with_roofs"]
+__all__ = ["caches_kib", "describe_host", "with_roofs"]
 
 CPU = Path("/sys/devices/system/cpu/cpu0")
 # For what a machine does not say about itself. They stand in the descriptor's sources as "nominal".
@@ -32,7 +32,7 @@ def describe_host(threads: int = 1) -> DeviceDescriptor:
     host = host_device()
     flops, flops_source = _flops_per_cycle(host)
     clock, clock_source = _clock_ghz()
-    caches: dict[str, Any] = {f"l{level}_kib": kib for level, kib in _caches().items()}
+    caches: dict[str, Any] = {f"l{level}_kib": kib for level, kib in caches_kib().items()}
     sources = {
         "cores": "cores this process may use",
         "flops_per_cycle": flops_source,
@@ -113,8 +113,8 @@ def _clock_ghz() -> tuple[float, str]:
     return NOMINAL_CLOCK_GHZ, f"nominal: {NOMINAL_CLOCK_GHZ:g} GHz; the machine does not tell"
 
 
-def _caches() -> dict[int, float]:
-    """KiB of each level's data cache."""
+def caches_kib() -> dict[int, float]:
+    """KiB of the data cache of each level, as the operating system describes core 0; empty where it does not."""
     found: dict[int, float] = {}
     for folder in sorted(CPU.glob("cache/index*")):
         try:

@@ -7,7 +7,7 @@ kernel) and the same all sparse run against each other, every step timed in its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,8 @@ class Profile:
     Attributes:
         table: one row per operation of the plan, in order: the columns of `Plan.frame()`, and
             ms: measured in its place in the running network, conversions of layout that the operation asks for included;
-            share: of the sum of ms, or of predicted_ms where nothing was measured;
+            share: of the whole network's time (what is left to 1 is the call itself); of the sum of predicted_ms where nothing
+            was measured;
             dense_ms, sparse_ms: likewise in the same network all dense, all sparse (NaN where there is no choice);
             torch_ms, portable_ms, specialised_ms: alone, caches warm, on each kernel that was tried when kernels were chosen;
             predicted_ms, predicted_lo_ms, predicted_hi_ms, predicted_source: of the operation as planned;
@@ -187,10 +188,11 @@ def _add_measured(
     times = {name: _by_op(runtimes[k], found[names[k]]) for name, k in of.items()}
     choice = _choice(plan)
     rows["ms"] = times["network"]
-    rows["share"] = times["network"] / max(float(times["network"].sum()), 1e-12)
+    whole = found[names[of["network"]]].whole
+    rows["share"] = times["network"] / max(whole.floor_ms, float(times["network"].sum()), 1e-12)
     rows["dense_ms"] = np.where(choice, times["dense"], np.nan)
     rows["sparse_ms"] = np.where(choice, times["sparse"], np.nan)
-    return found[names[of["network"]]].whole, found[names[of["dense"]]].whole
+    return whole, found[names[of["dense"]]].whole
 
 
 def _by_op(runtime: Runtime, measured: InPlace) -> npt.NDArray[np.float64]:
@@ -221,15 +223,9 @@ def _add_predicted(rows: pd.DataFrame, plan: Plan, model: LatencyModel) -> tuple
     sparse = model.predict(_all(plan, sparse=True))
     rows["predicted_dense_ms"] = np.where(choice, dense.parts["ms"].to_numpy(dtype=float), np.nan)
     rows["predicted_sparse_ms"] = np.where(choice, sparse.parts["ms"].to_numpy(dtype=float), np.nan)
-    rows["crossover_density"] = list(_crossovers(plan, model))
+    crossing = crossovers(plan, model)
+    for i, op in enumerate(plan.ops):
+        if op.name in crossing:
+            at = crossing[op.name]
+            rows.loc[i, "crossover_density"] = NEVER if at is None else min(at, NEVER)
     return estimate, dense
-
-
-def _crossovers(plan: Plan, model: LatencyModel) -> Iterator[float]:
-    """One per operation: from the model's own curves where it has them, else by asking it for other densities; NaN for
-    operations without a choice."""
-    ask = getattr(model, "crossovers", None)
-    known: dict[str, float | None] = {**crossovers(plan, model), **(ask(plan) if ask is not None else {})}
-    for op in plan.ops:
-        at = known.get(op.name, float("nan"))
-        yield NEVER if at is None else min(float(at), NEVER)

@@ -17,7 +17,7 @@ from nas.errors import ConfigError, RunError
 from nas.report.axes import tick
 from nas.report.canvas import Canvas
 from nas.report.plans import read_plan
-from nas.report.profile_tables import crossover_text, gain_text
+from nas.report.profile_tables import crossover_text, fixed, gain_text
 from nas.report.style import GRID, INK, KERNEL_COLOURS, MUTED, OTHER_KERNEL, PAPER
 from nas.report.units import digits, interval, missing, shorten
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 40
 SMALL = 0.005
 """Operations without weights below this share are added up."""
+CLIP = 5.0
+"""Alternatives that take longer than this many times the longest operation are cut off, so that bars stay long enough to see."""
 
 _LEFT, _BARS, _BARS_END, _MS, _SHARE, _GAIN, _STRIP, _STRIP_END, _WIDTH = 24, 290, 690, 756, 806, 862, 900, 1080, 1190
 _ROW, _TOP, _FOOT = 32, 226, 86
@@ -64,7 +66,9 @@ def draw_profile(profile: Profile, title: str) -> Canvas:
     """
     rows = _rows(profile)
     canvas = Canvas(_WIDTH, _TOP + _ROW * max(1, len(rows)) + _FOOT)
-    reach = max((max(r.ms, r.other or 0.0, r.predicted[2] if r.predicted else 0.0) for r in rows), default=0.0) or 1.0
+    own = max((max(row.ms, row.predicted[0] if row.predicted else 0.0) for row in rows), default=0.0)
+    most = max((max(row.other or 0.0, row.predicted[2] if row.predicted else 0.0) for row in rows), default=0.0)
+    reach = max(own, min(most, CLIP * own)) or 1.0
 
     def at(ms: float) -> float:
         return _BARS + (_BARS_END - _BARS) * min(ms / reach, 1.0)
@@ -194,17 +198,25 @@ def _whole(canvas: Canvas, profile: Profile, rows: Sequence[_Row]) -> None:
             _whisker(canvas, at, estimate.ms, estimate.lo_ms, estimate.hi_ms, y + 15)
         canvas.text(end + 8, y + 10, f"{digits(ms)} ms", size=11)
     canvas.text(left - 12, 169, "where its time goes", anchor="end", size=11.5)
-    total, x = sum(row.ms for row in rows) or 1.0, float(left)
+    total, x = sum(row.ms for row in rows), float(left)
+    rest = max(0.0, profile.ms - total) if profile.measured is not None else 0.0
+    total = total + rest or 1.0
     for row in rows:
         for kernel, ms in row.parts.items():
             width = (right - left) * ms / total
             canvas.begin(row.hint)
             canvas.box(x, 154, max(0.0, width - (1 if width > 3 else 0)), 22, _colour(kernel))
-            name = row.name if width > 6.4 * len(row.name) + 8 else f"{row.share:.0%}"
+            name = row.name if width > 6.4 * len(row.name) + 8 else f"{ms / total:.0%}"
             if width > 6.4 * len(name) + 8:
                 canvas.text(x + width / 2, 169, name, INK if kernel == "portable" else PAPER, 10.5, anchor="middle")
             canvas.end()
             x += width
+    if rest / total >= 0.01:
+        canvas.begin(f"the call itself, outside of all operations\n{digits(rest)} ms")
+        canvas.box(x, 154, right - x, 22, GRID)
+        if right - x > 30:
+            canvas.text((x + right) / 2, 169, "call", MUTED, 10.5, anchor="middle")
+        canvas.end()
 
 
 def _axes(canvas: Canvas, at: Callable[[float], float], reach: float, count: int, strips: bool) -> None:
@@ -238,9 +250,11 @@ def _line(canvas: Canvas, row: _Row, total: float, y: float, at: Callable[[float
     if row.other is not None:
         colour = _DENSE if row.other_is_dense else _SPARSE
         canvas.box(_BARS, y - 11, max(1.0, at(row.other) - _BARS), 16, stroke=colour, dashed=True)
+        if at(row.other) >= _BARS_END and row.other > row.ms:  # perhaps cut off: say how long it is
+            canvas.text(_BARS_END - 4, y + 1, f"{fixed(row.other, total)} ›", colour, 10, anchor="end")
     if row.predicted is not None:
         _whisker(canvas, at, *row.predicted, y + 10)
-    canvas.text(_MS, y + 4, _fixed(row.ms, total), anchor="end")
+    canvas.text(_MS, y + 4, fixed(row.ms, total), anchor="end")
     canvas.text(_SHARE, y + 4, f"{row.share:.1%}", anchor="end", bold=row.share >= 0.1)
     if row.other is not None and row.other_is_dense and row.ms > 0:
         gain = row.other / row.ms
@@ -331,9 +345,3 @@ def _span(lo: float, hi: float) -> str:
 
 def _known(value: Any) -> float | None:
     return None if missing(value) else float(value)
-
-
-def _fixed(ms: float, total: float) -> str:
-    """As many decimals for all lines as show a thousandth of the whole."""
-    decimals = max(0, 3 - math.floor(math.log10(total))) if total > 0 else 3
-    return f"{ms:,.{decimals}f}"

@@ -44,6 +44,9 @@ def profile_lines(profile: Profile) -> list[str]:
             f"{interval(dense.floor_ms, dense.lo_ms, dense.hi_ms)} ms: {gain_text(profile.gain)}"
         )
         lines.append(f"under load {digits(m.median_ms)} ms (median), {digits(m.p90_ms)} ms (90th percentile)")
+        rest = m.floor_ms - float(profile.table["ms"].sum())
+        if rest >= 0.01 * m.floor_ms:
+            lines.append(f"the call   {digits(rest)} ms of it, outside of all operations ({rest / m.floor_ms:.0%})")
     if profile.predicted is not None and profile.predicted_dense is not None:
         p, dense_ms = profile.predicted, profile.predicted_dense.ms
         against = f"; {p.ms / profile.ms - 1:+.1%} of measured" if profile.measured is not None else ""
@@ -62,15 +65,16 @@ def profile_lines(profile: Profile) -> list[str]:
 def profile_sheet(profile: Profile, title: str = "Operations") -> Sheet:
     """One row per operation; columns without any value are left out."""
     rows, keys, styles = [], [], []
+    total = profile.ms
     for op, row in zip(read_plan(profile.table), profile.table.to_dict("records"), strict=True):
-        rows.append(_cells(op, row))
+        rows.append(_cells(op, row, total))
         keys.append(_keys(op, row))
         styles.append("" if op.density is not None or op.kind == "torch" else "dim")
     keep = [i for i, _ in enumerate(_COLUMNS) if i == 0 or any(row[i] not in (MISSING, "") for row in rows)]
     timed = profile.measured is not None
     notes = [
         "ms: in its place in the running network, with the changes of layout it asks for; dense ms, sparse ms: in the same "
-        "network all dense, all sparse"
+        "network all dense, all sparse; share: of the whole network's time"
         if timed
         else "ms: predicted, as nothing was measured",
         "dense faster: above that density the dense kernel is the faster one, says the model"
@@ -119,7 +123,13 @@ def crossover_text(density: Any) -> str:
     return "never" if density >= 1 else "always" if density <= 0 else f"above {density:.2g}"
 
 
-def _cells(op: Operation, row: dict[Any, Any]) -> tuple[str, ...]:
+def fixed(ms: float, total: float) -> str:
+    """A part of a network's time, with as many decimals as show a thousandth of the whole: alike in all lines."""
+    decimals = max(0, 3 - math.floor(math.log10(total))) if total > 0 else 3
+    return f"{ms:,.{decimals}f}"
+
+
+def _cells(op: Operation, row: dict[Any, Any], total: float) -> tuple[str, ...]:
     layer = op.density is not None
     ms = row["predicted_ms"] if missing(row["ms"]) else row["ms"]
     dense, sparse = _other(row, "dense_ms", layer), _other(row, "sparse_ms", layer)
@@ -130,11 +140,11 @@ def _cells(op: Operation, row: dict[Any, Any]) -> tuple[str, ...]:
         op.pattern,
         compact(op.macs) if op.macs else MISSING,
         op.kernel if layer else "",
-        _number(ms),
+        _ms(ms, total),
         MISSING if missing(row["share"]) else f"{row['share']:.1%}",
-        _number(dense),
-        _number(sparse),
-        interval(row["predicted_ms"], row["predicted_lo_ms"], row["predicted_hi_ms"]),
+        _ms(dense, total),
+        _ms(sparse, total),
+        _between(row, total),
         row["predicted_source"] or "",
         crossover_text(row["crossover_density"]) if layer else MISSING,
         _number(row["energy_mj"]),
@@ -161,6 +171,17 @@ def _other(row: dict[Any, Any], name: str, layer: bool) -> Any:
     if not layer:
         return None
     return row[f"predicted_{name}"] if missing(row["ms"]) else row[name]
+
+
+def _ms(value: Any, total: float) -> str:
+    return MISSING if missing(value) else fixed(float(value), total)
+
+
+def _between(row: dict[Any, Any], total: float) -> str:
+    if missing(row["predicted_ms"]):
+        return MISSING
+    ms, lo, hi = (fixed(row[f"predicted_{name}ms"], total) for name in ("", "lo_", "hi_"))
+    return f"{ms} [{lo}, {hi}]"
 
 
 def _number(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -24,12 +24,10 @@ class FlatModel(LatencyModel):
     """Prices by `flat_ms`, sure to 10 % down and 20 % up.
 
     Args:
-        crossovers: what `crossovers` answers.
         note: what every estimate says.
     """
 
-    def __init__(self, crossovers: Mapping[str, float | None] | None = None, note: str = "") -> None:
-        self._crossovers = dict(crossovers or {})
+    def __init__(self, note: str = "") -> None:
         self._note = note
 
     def predict(self, plan: Plan, device: DeviceDescriptor | str | None = None) -> Estimate:
@@ -53,7 +51,3 @@ class FlatModel(LatencyModel):
         return pd.DataFrame(
             [(e.ms, e.lo_ms, e.hi_ms, e.source) for e in found], columns=["ms", "lo_ms", "hi_ms", "source"]
         )
-
-    def crossovers(self, plan: Plan) -> dict[str, float | None]:
-        """As given."""
-        return self._crossovers

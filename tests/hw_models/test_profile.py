@@ -65,8 +65,9 @@ def test_a_measured_profile_is_consistent(found: Profile) -> None:
     assert found.ms == found.measured.floor_ms
     assert found.gain == found.dense.floor_ms / found.measured.floor_ms
     rows = found.table
-    assert rows["share"].sum() == pytest.approx(1)
-    assert np.allclose(rows["share"], rows["ms"] / rows["ms"].sum())
+    whole = max(found.ms, rows["ms"].sum())  # with so few rounds the sum may be the larger one
+    assert np.allclose(rows["share"], rows["ms"] / whole)
+    assert 0 < rows["share"].sum() <= 1 + 1e-9
     layers = rows["kind"] == "conv2d"
     assert (rows.loc[layers, ["ms", "dense_ms", "sparse_ms"]] > 0).all(axis=None)
     assert rows.loc[~layers, ["dense_ms", "sparse_ms"]].isna().all(axis=None)  # the linear layer has no mask: no choice
@@ -143,18 +144,22 @@ def test_predicting_only_measures_nothing_and_takes_the_model_s_kernels(monkeypa
     assert found.gain == pytest.approx(found.predicted_dense.ms / found.predicted.ms)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"), [(0.31, 0.31), (None, NEVER), (0.0, 0.0), (1.7, NEVER), ("nothing", -1.0)]
-)
-def test_crossovers_are_the_model_s_own_or_found_by_asking_it(
-    said: float | str | None, expected: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("said", "expected"), [(0.31, 0.31), (None, NEVER), (0.0, 0.0), (1.7, NEVER)])
+def test_crossovers_stand_beside_their_layers(
+    said: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = FlatModel({} if isinstance(said, str) else {"0.0": said})
     monkeypatch.setattr(module, "_fastest_by", lambda plan, model: plan)
-    found = profile(_network(), X, measure=False, model=model)
-    price = MS_PER_MAC["torch"] / MS_PER_MAC[found.table["kernel"][0]]  # what the flat model's curves cross at
-    assert found.table["crossover_density"][0] == pytest.approx(price if said == "nothing" else expected)
-    assert (found.table["crossover_density"].isna() == (found.table["kind"] != "conv2d")).all()
+    monkeypatch.setattr(module, "crossovers", lambda plan, model: {plan.ops[2].name: said})
+    found = profile(_network(), X, measure=False, model=FlatModel())
+    assert found.table["crossover_density"][2] == expected
+    assert found.table["crossover_density"].isna().sum() == len(found.table) - 1
+
+
+def test_crossovers_are_found_by_asking_the_model(found: Profile) -> None:
+    layers = found.table[found.table["kind"] == "conv2d"]
+    best = legal_kernels(lower(_network(), X).ops[0])[-1]
+    kernels = [kernel if kernel != "torch" else best for kernel in layers["kernel"]]
+    assert layers["crossover_density"].tolist() == pytest.approx([MS_PER_MAC["torch"] / MS_PER_MAC[k] for k in kernels])
 
 
 def test_nothing_to_say_is_an_error() -> None:

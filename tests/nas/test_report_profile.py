@@ -55,6 +55,35 @@ def test_where_the_time_goes_adds_up_to_the_whole_width() -> None:
         assert sum(float(b["width"]) + (float(b["width"]) > 2) for b in parts) == pytest.approx(width, abs=2)
 
 
+def test_a_strip_is_logarithmic_from_a_hundredth_to_one() -> None:
+    left, right = profile_picture._STRIP, profile_picture._STRIP_END
+    places = [profile_picture._place(density) for density in (0.001, 0.01, 0.1, 1.0)]
+    assert places == pytest.approx([left, left, (left + right) / 2, right])
+
+
+def test_what_would_take_much_longer_is_cut_off_and_its_time_written() -> None:
+    profile = make_profile(predicted=False)
+    profile.table["dense_ms"] *= 100
+    other = [b for b in boxes(profile, 16) if "stroke-dasharray" in b]
+    width = profile_picture._BARS_END - profile_picture._BARS
+    assert float(other[1]["width"]) == width
+    bars = [b for b in boxes(profile, 10) if float(b["x"]) == profile_picture._BARS and "rx" not in b][2:]
+    assert float(bars[2]["width"]) == pytest.approx(width / profile_picture.CLIP)  # the longest, 0.5 ms
+    assert "60.0000 ›" in texts(profile)
+
+
+def test_the_time_outside_of_all_operations_is_shown() -> None:
+    profile = make_profile()
+    assert "call" not in texts(profile)
+    assert profile.measured is not None
+    longer = replace(profile, measured=replace(profile.measured, floor_ms=2 * profile.measured.floor_ms))
+    assert "call" in texts(longer)
+    assert sum(float(b["width"]) for b in boxes(longer, 22)[:-1]) == pytest.approx(
+        float(boxes(longer, 22)[-1]["width"]), abs=8
+    )
+    assert any(line.startswith("the call ") and "(50%)" in line for line in profile_lines(longer))
+
+
 def test_a_layer_s_dot_stands_left_of_the_crossover_exactly_if_it_is_sparser() -> None:
     dots = [b for b in boxes(make_profile(), 10) if b.get("rx") == "5" and float(b["y"]) < 400]
     for (_, density, _, _, _, _, crossover), dot in zip(LAYERS, dots):
@@ -116,8 +145,8 @@ def test_the_table_has_a_row_per_operation_and_leaves_out_what_is_not_known() ->
     cells = dict(zip(headers, sheet.rows[1], strict=True))
     assert cells["operation"] == "body.0"
     assert cells["kernel"] == "specialised"
-    assert (cells["ms"], cells["dense ms"], cells["sparse ms"]) == ("0.100", "0.600", "0.100")
-    assert cells["predicted ms"] == "0.110 [0.090, 0.140]"
+    assert (cells["ms"], cells["dense ms"], cells["sparse ms"]) == ("0.1000", "0.6000", "0.1000")
+    assert cells["predicted ms"] == "0.1100 [0.0900, 0.1400]"
     assert (cells["how"], cells["dense faster"]) == ("interpolated", "above 0.31")
     assert len(sheet.rows) == 5
     bare = [column.header for column in profile_sheet(make_profile(predicted=False, crossovers=False)).columns]
@@ -127,7 +156,7 @@ def test_the_table_has_a_row_per_operation_and_leaves_out_what_is_not_known() ->
 def test_a_predicted_profile_shows_predictions_where_times_stand() -> None:
     sheet = profile_sheet(make_profile(measured=False))
     cells = dict(zip([column.header for column in sheet.columns], sheet.rows[1], strict=True))
-    assert (cells["ms"], cells["dense ms"], cells["sparse ms"]) == ("0.110", "0.660", "0.110")
+    assert (cells["ms"], cells["dense ms"], cells["sparse ms"]) == ("0.1100", "0.6600", "0.1100")
     assert "nothing was measured" in sheet.notes[0]
 
 

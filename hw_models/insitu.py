@@ -33,9 +33,11 @@ class InPlace:
 
     Attributes:
         whole: of one call of the network.
-        step_ms: float[steps of the schedule], the time of each in its place: minimum over rounds of the round's low percentile.
+        step_ms: float[steps of the schedule], the time of each in its place: minimum over rounds of the round's low percentile, all
+            scaled so that their sum is `sum_ms`.
         step_rounds: float[rounds, steps], ms, in order of time.
-        sum_ms: minimum over rounds of the low percentile of the sum of a call's steps.
+        sum_ms: of the steps of a call: the whole less what is between the steps, which is the median over rounds of the difference
+            of the two, taken right after each other.
     """
 
     whole: Measurement
@@ -91,5 +93,8 @@ class _Recorder:
         self._sums.append(float(np.percentile(times.sum(axis=1), self._percentile)))
 
     def result(self, whole: Measurement) -> InPlace:
-        rounds = np.array(self._rounds)
-        return InPlace(whole, rounds.min(axis=0), rounds, min(self._sums))
+        rounds, sums = np.array(self._rounds), np.array(self._sums)
+        between = float(np.median(np.array(whole.rounds) - sums))
+        total = float(np.clip(whole.floor_ms - between, 0.2 * sums.min(), whole.floor_ms))
+        steps = np.maximum(rounds.min(axis=0), 1e-6)
+        return InPlace(whole, steps * (total / steps.sum()) if len(steps) else steps, rounds, total)

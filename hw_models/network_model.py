@@ -118,11 +118,16 @@ def _features(networks: pd.DataFrame) -> Floats:
 def _non_negative(table: Floats, whole: Floats) -> Floats:
     from scipy.optimize import lsq_linear
 
-    rows = table / whole[:, None]
-    shrink = np.diag(STRENGTH / SCALE)
-    stacked = np.vstack([rows, shrink])
-    target = np.concatenate([np.ones(len(whole)), STRENGTH / SCALE * PRIOR])
-    return np.asarray(lsq_linear(stacked * 1.0, target, bounds=(0, np.inf)).x)
+    rows, shrink = table / whole[:, None], np.diag(STRENGTH / SCALE)
+    weight, found = np.ones(len(whole)), PRIOR
+    for _ in range(8):  # Huber's weights: what was disturbed while it was measured counts less
+        stacked = np.vstack([weight[:, None] * rows, shrink])
+        target = np.concatenate([weight, STRENGTH / SCALE * PRIOR])
+        found = np.asarray(lsq_linear(stacked, target, bounds=(0, np.inf)).x)
+        error = np.abs(rows @ found - 1.0)
+        tolerated = max(1.5 * 1.4826 * float(np.median(error)), 1e-6)
+        weight = np.sqrt(np.minimum(1.0, tolerated / np.maximum(error, 1e-12)))
+    return found
 
 
 def _with_residual(plain: NetworkModel, networks: pd.DataFrame, whole: Floats) -> NetworkModel:

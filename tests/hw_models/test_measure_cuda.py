@@ -197,6 +197,28 @@ def test_nothing_is_timed_before_the_device_is_warm() -> None:
     assert found.p90_ms == pytest.approx(0.1, rel=0.03)
 
 
+@pytest.mark.parametrize("warm_ms", [0.0, 25.0, 500.0])
+def test_warming_up_is_work_of_the_given_time_and_never_cold(warm_ms: float) -> None:
+    worked, flushes = {}, {}
+    for cold in (False, True):
+        device = Device()
+        seen: list[float] = []
+        device.sample = lambda: seen.append(device.worked_ms)  # type: ignore[method-assign]  # noqa: B023
+        device.measurer(warm_ms=warm_ms, cold=cold).measure({"a": device.kernel("a", 0.2)})
+        worked[cold], flushes[cold] = seen[0], device.diary.count("flush")
+    # what is worked before the first round has ended: the warm-up, finding the size of a block, the round
+    own_ms = 0.2 * (1 + 3 * 10 + 11 * 10)
+    assert warm_ms + own_ms - 1e-6 <= worked[False] <= 2.5 * warm_ms + own_ms + 0.2
+    assert flushes == {False: 0, True: 3 * 10 + 8 * 11 * 10}
+
+
+def test_the_first_block_of_a_round_is_not_counted() -> None:
+    device = Device()
+    call = device.work("a", lambda: 5.0 if device.host_ms > device.free_ms else 0.1)  # slow when it was idle
+    found = device.measurer(blocks=1).measure({"a": call})["a"]
+    assert found.p90_ms == pytest.approx(0.1)
+
+
 def test_a_call_that_queues_nothing_ends() -> None:
     device = Device()
     found = device.measurer(spacing_s=0, rounds=3).measure({"nothing": lambda: None})["nothing"]

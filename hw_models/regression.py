@@ -112,13 +112,15 @@ class GaussianProcess:
     Attributes:
         points: float64[n, features], standardised and divided by the length scales.
         alpha: float64[n], covariance^-1 targets.
-        factor: float64[n, n], inverse of the Cholesky factor of the covariance.
+        diagonal: float64[n], what is added to the diagonal of the covariance.
+        factor: float64[n, n], inverse of the Cholesky factor of the covariance; made again when arrays are read.
         shift, scale: float64[features]; a feature enters as (x - shift) * scale.
         signal, noise: standard deviations.
     """
 
     points: Floats
     alpha: Floats
+    diagonal: Floats
     factor: Floats
     shift: Floats
     scale: Floats
@@ -135,7 +137,7 @@ class GaussianProcess:
         seed: int = 0,
         tuned_on: int = 350,
         like: GaussianProcess | None = None,
-        limit: int = 1200,
+        limit: int = 800,
     ) -> GaussianProcess:
         """Fit by the largest posterior of the scales, then condition on the rows.
 
@@ -154,8 +156,6 @@ class GaussianProcess:
         Source: Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, algorithm 2.1 and eq. 5.9; log-normal priors
         on the scales keep fits on few rows sober.
         """
-        from scipy.linalg import solve_triangular
-
         data, target = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
         w = np.ones_like(target) if weights is None else np.asarray(weights, dtype=float)
         if data.ndim != 2 or not (len(data) == len(target) == len(w) >= 2):
@@ -177,11 +177,9 @@ class GaussianProcess:
         else:
             shift, scale, signal, noise = like.shift, like.scale, like.signal, like.noise
         points = (data - shift) * scale
-        covariance = signal**2 * _matern(np.sqrt(_squares(points, points)))
-        covariance[np.diag_indices_from(covariance)] += noise**2 / w + 1e-8 * signal**2
-        lower = np.linalg.cholesky(covariance)
-        factor = np.asarray(solve_triangular(lower, np.eye(len(lower)), lower=True))
-        return cls(points, factor.T @ (factor @ target), factor, shift, scale, signal, noise)
+        diagonal = noise**2 / w + 1e-8 * signal**2
+        factor = _factor(points, signal, diagonal)
+        return cls(points, factor.T @ (factor @ target), diagonal, factor, shift, scale, signal, noise)
 
     def predict(self, x: ArrayLike) -> tuple[Floats, Floats]:
         """Mean and standard deviation (of the function, without noise), float[n] each, of float[n, features]."""
@@ -197,16 +195,25 @@ class GaussianProcess:
 
     def to_arrays(self) -> dict[str, Floats]:
         """For an NPZ file."""
-        names = ("points", "alpha", "factor", "shift", "scale")
-        return {**{n: getattr(self, n) for n in names}, "variances": np.array([self.signal, self.noise])}
+        names = ("points", "alpha", "diagonal", "shift", "scale")
+        return {**{n: getattr(self, n) for n in names}, "deviations": np.array([self.signal, self.noise])}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any]) -> GaussianProcess:
         """The model `to_arrays` was called on; KeyError if an array is missing."""
-        names = ("points", "alpha", "factor", "shift", "scale")
-        signal, noise = arrays["variances"]
-        points, alpha, factor, shift, scale = (np.asarray(arrays[n], dtype=float) for n in names)
-        return cls(points, alpha, factor, shift, scale, float(signal), float(noise))
+        names = ("points", "alpha", "diagonal", "shift", "scale")
+        points, alpha, diagonal, shift, scale = (np.asarray(arrays[n], dtype=float) for n in names)
+        signal, noise = map(float, arrays["deviations"])
+        return cls(points, alpha, diagonal, _factor(points, signal, diagonal), shift, scale, signal, noise)
+
+
+def _factor(points: Floats, signal: float, diagonal: Floats) -> Floats:
+    """Inverse of the lower Cholesky factor of the covariance."""
+    from scipy.linalg import solve_triangular
+
+    covariance = signal**2 * _matern(np.sqrt(_squares(points, points)))
+    covariance[np.diag_indices_from(covariance)] += diagonal
+    return np.asarray(solve_triangular(np.linalg.cholesky(covariance), np.eye(len(points)), lower=True))
 
 
 def _some(weights: Floats, limit: int, rng: np.random.Generator) -> NDArray[np.int64]:

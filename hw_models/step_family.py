@@ -124,7 +124,7 @@ def fit_family(
         for (out, rows), priced in zip(folds, tried[pricing], strict=True):
             part = rest(priced)
             middle = float(np.average(part[rows], weights=calm[rows]))
-            process = GaussianProcess.fit(x[rows], part[rows] - middle, calm[rows], seed=seed, like=tuned, limit=800)
+            process = GaussianProcess.fit(x[rows], part[rows] - middle, calm[rows], seed=seed, like=tuned)
             mean, deviation[out] = process.predict(x[out])
             errors["process"][out] = part[out] - middle - mean
             if with_trees:

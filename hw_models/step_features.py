@@ -7,6 +7,8 @@ makes the same work dearer or cheaper: logarithms of sizes, how well channels fi
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -86,14 +88,23 @@ def _loads(
     blocks = np.ceil(np.maximum(per_group, 1) / ROWS_AT_ONCE)
     inside = np.maximum(per_group / blocks / height, 1)
     density = np.clip(density, 0, 1)
-    kept = np.where(whole, np.minimum(1.0, density * inside), 1 - (1 - density) ** inside)
+    kept = np.where(whole, 1 - (1 - 1 / blocks) ** (density * per_group), 1 - (1 - density) ** inside)
     return groups * blocks * columns * kept, groups * blocks
 
 
 def _pieces(tiles: Floats) -> Floats:
-    """In how many goes a kernel takes its tiles: 8 at a time, then 4, 2 and 1 (or single ones after 4, for depthwise layers)."""
-    rest = tiles % 8
-    return np.asarray(tiles // 8 + np.where(rest == 7, 1, rest // 4 + rest % 4))
+    """In how many goes a depthwise kernel takes its tiles: 8 at a time, 7 where that comes out even, then 4 and single ones."""
+    sizes, which = np.unique(tiles.astype(np.int64), return_inverse=True)
+    return np.array([_goes(int(size)) for size in sizes], dtype=float)[which]
+
+
+@lru_cache(maxsize=10_000)
+def _goes(tiles: int) -> int:
+    goes = 0
+    while tiles >= 4:
+        tiles -= 7 if tiles >= 7 and (tiles % 7 == 0 or tiles % 8 == 7) else 8 if tiles >= 8 else 4
+        goes += 1
+    return goes + tiles
 
 
 def _in_line(length: Floats) -> NDArray[np.bool_]:

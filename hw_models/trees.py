@@ -50,7 +50,7 @@ class BoostedTrees:
         leaf: int = 5,
         seed: int = 0,
     ) -> BoostedTrees:
-        """Least squares, on half of the rows and a third of the features at a time.
+        """Least squares, on half of the rows (2,000 at most) and a third of the features at a time.
 
         Args:
             x: float[n, features], finite.
@@ -71,7 +71,7 @@ class BoostedTrees:
             max_depth=depth,
             learning_rate=rate,
             min_samples_leaf=min(leaf, max(len(np.asarray(y)) // 4, 1)),
-            subsample=0.5,
+            subsample=min(0.5, 2000 / max(len(np.asarray(y)), 1)),
             max_features=0.34,
             random_state=seed,
         )

@@ -38,6 +38,7 @@ def winner(run: Run) -> int | None:
 def export_trial(run: Run, trial: int, folder: Path) -> dict[str, Any]:
     """Export a trial's network with a card that says how every number was got."""
     number = run.trial(trial)
+    predicted = run.config.latency.model == "predict" and not number.metrics.get("latency_verified")
     card = {
         "name": f"{run.name}, trial {number.trial}",
         "run": run.name,
@@ -47,6 +48,7 @@ def export_trial(run: Run, trial: int, folder: Path) -> dict[str, Any]:
         "digest": number.digest,
         "data": run.meta("data"),
         "metrics": {key: value for key, value in number.metrics.items() if value is not None},
+        "how": {"latency_ms": "predicted milliseconds of one forward pass, never measured"} if predicted else {},
         "environment": run.environment,
         "training": run.config.as_dict()["train"],
         "seed": number.seed,

@@ -122,7 +122,7 @@ class Predicted(Pricer):
         self,
         model: LatencyModel,
         laboratory: Laboratory,
-        choose: Callable[[Plan, LatencyModel], Plan],
+        choose: Callable[[Plan, Any], Plan],
     ) -> None:
         self.model = model
         self.laboratory = laboratory
@@ -220,7 +220,8 @@ def open_model(threads: int) -> LatencyModel | None:
     Raises:
         ConfigError: there is one, but it cannot be used (of another version of the kernels, say); says how to renew it.
     """
-    from hw_models.predictor import CalibrationError, load_predictor  # late: not needed where everything is measured
+    from hw_models.predictor import load_predictor  # late: not needed where everything is measured
+    from hw_models.predictor_files import CalibrationError
 
     try:
         return load_predictor(threads)
@@ -269,7 +270,7 @@ def make_pricer(config: RunConfig) -> Pricer:
     model = open_model(config.latency.threads)
     if model is None:
         raise not_calibrated(config)
-    from hw_models.predictor import choose_kernels
+    from hw_models.choices import choose_kernels
     from nas.laboratory import InPlaceLaboratory
 
     return Predicted(model, InPlaceLaboratory(measurer), choose_kernels)

@@ -2,7 +2,7 @@
 
 Where latencies were predicted, measuring the front teaches the model: it is fitted again and the networks that could come onto the
 front are priced anew, so that the next ones measured are the right ones. Every pass is one transaction and looks at what is
-there, so a killed process loses the pass it was in. `optimism` says how far off the predictions were.
+there, so a killed process loses the pass it was in. `nas.optimism` says how far off the predictions were.
 
 Start with `verify_front`.
 """
@@ -10,8 +10,8 @@ Start with `verify_front`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,18 @@ import torch
 from torch import nn
 
 from hw_models.measure import MeasurementError
-from hw_models.model import SOURCES
 from nas.data import Data
 from nas.errors import NasError
 from nas.latency import Priced, Pricer, constraints_of, make_pricer
 from nas.loop import Progress
 from nas.objectives import feasible, number, violations
+from nas.optimism import optimism
 from nas.run import Run
 from nas.store import State, Store, Trial
 from ops.plan import PlanError
 from search_spaces import SpaceError
 
-__all__ = ["Optimism", "optimism", "rebuilt", "update", "verify_front"]
+__all__ = ["rebuilt", "update", "verify_front"]
 
 AT_ONCE = 10
 """Networks measured before the model learns from them. Of a larger front a quarter, so that it is fitted a few times, not often."""
@@ -41,59 +41,6 @@ BELIEVED = {
     "latency_source": "latency_search_source",
 }
 """Where the search's belief is kept once there is a better value."""
-
-
-@dataclass(frozen=True)
-class Optimism:
-    """How measured latencies relate to the ones predicted while the search went on.
-
-    Attributes:
-        ratio: geometric mean of measured / predicted; above 1 the search believed its networks faster than they are.
-        spread: geometric standard deviation of it (1.05: a factor of 1.05 either way); NaN for a single network.
-        lowest, highest: of the ratios.
-        inside: share of networks measured inside the 90 % interval of their prediction.
-        n: networks measured.
-    """
-
-    ratio: float
-    spread: float
-    lowest: float
-    highest: float
-    inside: float
-    n: int
-
-    def __str__(self) -> str:
-        spread = "" if math.isnan(self.spread) else f", spread x{self.spread:.3f}"
-        return (
-            f"measured / predicted latency {self.ratio:.3f} (geometric mean of {self.n}{spread}, "
-            f"{self.lowest:.3f} to {self.highest:.3f}; {self.inside:.0%} inside the 90 % interval)"
-        )
-
-
-def optimism(trials: Iterable[Mapping[str, Any]]) -> Optimism | None:
-    """The optimism ratio of networks that were predicted, then measured; None if there are none.
-
-    Args:
-        trials: metrics of trials (copies left out), or rows of a frame.
-
-    Source: measured / predicted of a search's winners; 1.35 for HAT (Wang et al., ACL 2020) by its users' reports.
-    """
-    ratios, inside = [], 0
-    for row in trials:
-        measured, predicted = number(row, "latency_ms"), number(row, "latency_search_ms")
-        if number(row, "latency_verified") != 1 or row.get("latency_search_source") not in SOURCES:
-            continue  # not measured since, or measured during the search already
-        if measured is None or predicted is None or measured <= 0 or predicted <= 0:
-            continue
-        lo, hi = number(row, "latency_search_lo_ms"), number(row, "latency_search_hi_ms")
-        inside += lo is not None and hi is not None and lo <= measured <= hi
-        ratios.append(measured / predicted)
-    if not ratios:
-        return None
-    logs = np.log(ratios)
-    spread = float(np.exp(logs.std(ddof=1))) if len(ratios) > 1 else math.nan
-    ratio = float(np.exp(logs.mean()))
-    return Optimism(ratio, spread, min(ratios), max(ratios), inside / len(ratios), len(ratios))
 
 
 def verify_front(run: Run, store: Store, data: Data, progress: Progress, pricer: Pricer | None = None) -> None:

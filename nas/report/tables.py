@@ -16,6 +16,7 @@ import pandas as pd
 
 from nas.errors import unknown_name
 from nas.frames import front_rows, numbers, write_frame
+from nas.optimism import optimism
 from nas.report.history import BASELINE, searcher_summary
 from nas.report.plans import Operation, shape_text, shares, total_ms
 from nas.report.sheet import Column, Sheet, to_text
@@ -54,7 +55,7 @@ def results_sheet(
         notes.append(f"* on the front of {_named(objectives)}")
     if len(shown) < len(frame):
         notes.append(f"the last {len(shown)} of {len(frame)} trials; all of them: --format csv")
-    notes += _quality_note(shown)
+    notes += _quality_note(shown) + prediction_notes(frame)
     states = frame["state"].value_counts()
     if states.get("failed", 0):
         notes.append(f"{states['failed']} failed; the reason is in the column error of --format csv, and in nas show")
@@ -104,7 +105,7 @@ def searcher_sheet(frame: pd.DataFrame, objectives: Mapping[str, str], *, title:
         "Searchers at equal budget" if title is None else title,
         tuple(columns),
         tuple(rows),
-        tuple(comparison_notes(summary)),
+        (*comparison_notes(summary), *prediction_notes(frame)),
         tuple("dim" if row[0] == BASELINE else "" for row in rows),
         tuple(keys),
     )
@@ -121,6 +122,17 @@ def comparison_notes(summary: pd.DataFrame) -> list[str]:
     if BASELINE in set(summary["searcher"]):
         notes.append(f"{BASELINE}: dense networks for comparison, outside the budget")
     return notes
+
+
+def prediction_notes(frame: pd.DataFrame) -> list[str]:
+    """Of a search that predicted latencies: how far they were off where they were measured afterwards."""
+    if "latency_search_source" not in frame:
+        return []
+    originals = frame[frame["copy_of"].isna()].to_dict("records")
+    found = optimism({str(name): value for name, value in row.items() if not missing(value)} for row in originals)
+    if found is None:
+        return []
+    return [f"latencies were predicted, then measured for what is handed out: {found}"]
 
 
 def layer_sheet(operations: Sequence[Operation], *, title: str = "Layers") -> Sheet:

@@ -21,9 +21,9 @@ from nas.config import load_config
 from nas.errors import ConfigError
 from nas.latency import Measured, Predicted, constraints_of, make_pricer
 from nas.objectives import violations
+from nas.optimism import optimism
 from nas.run import Run
 from nas.store import Store
-from nas.verify import optimism
 from ops.plan import Plan
 from tests.nas.latency_fakes import FormulaLaboratory, FormulaModel, by_work, formula_pricer
 from tests.nas.search_helpers import write_config

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
+from hw_models.analytical import AnalyticalModel
 from hw_models.curves import Curve
 from hw_models.latency_grid import LatencyGrid
 from hw_models.model import Estimate, LatencyModel
+from ops.layers import SparseConv2d
+from ops.plan import Plan, lower
 
 NAN = math.nan
 
@@ -178,6 +183,28 @@ def test_of_whole_networks_the_one_without_the_operation_is_subtracted() -> None
     grid = LatencyGrid.from_model(TableModel(), plans, without=plan(10.0))
     assert grid.ms.tolist()[1] == [1.0]
     assert grid.dense_ms.tolist() == [0.0, 4.0]  # never negative
+
+
+def test_a_grid_of_real_plans_holds_what_the_model_says_of_each() -> None:
+    example = torch.zeros(1, 8, 8, 8)
+
+    def lowered(density: float) -> Plan:
+        layer = SparseConv2d(8, 8, 3, padding=1, density=density)
+        if density < 1:
+            layer.set_mask(torch.rand_like(layer.weight) < density)
+        return lower(layer.eval(), example)
+
+    model = AnalyticalModel("xeon-avx512")
+    plans: dict[str, Any] = {
+        "pool": lower(nn.MaxPool2d(3, 1, 1).eval(), example),
+        "conv": {density: lowered(density) for density in (1.0, 0.5, 0.1)},
+    }
+    grid = LatencyGrid.from_model(model, plans)
+    for density, plan_ in plans["conv"].items():
+        assert grid.predict(density)[1] == pytest.approx(min(model.predict(plan_).ms, grid.dense_ms[1]))
+    assert grid.predict(0.3)[0] == pytest.approx(model.predict(plans["pool"]).ms)
+    assert grid.predict(0.1)[1] < grid.predict(0.5)[1]
+    assert grid.source == "analytical"
 
 
 @pytest.mark.parametrize("seed", range(4))

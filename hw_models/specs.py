@@ -5,8 +5,9 @@
 is fitted to networks measured on one device, in relative error. The first factor is all that is known of a device from its own
 measurements. The second is what other devices tell: r_k is how much slower than its formula the same network was on device k (the
 logarithm, `SpecFit.log_residual`), and such oddities carry over from device to device in part. On the public timm tables, families
-left out, the formula alone is off by 12 % on average on one desktop CPU and by 22 % on another; knowing the other CPU's table 7 and
-18 %. Ten networks measured on a new CPU give 17 % alone and 10 % with the other's table.
+left out, the formula alone is off by 12 % on average on one desktop CPU and by 22 % on another; knowing the other CPU's table 8 and
+15 %. Ten networks measured on a new CPU, drawn at random, give 17 % alone and 10.4 % (standard deviation over draws 2.6) with the
+other's table; chosen by `choose_networks` 9.2 % (1.3).
 
 Start with `fit_specs`. What it does not do: say anything about sparse networks (their operations are priced one by one by
 `hw_models.analytical.AnalyticalModel`).
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
 
-__all__ = ["SPEC_COLUMNS", "SpecFit", "fit_specs"]
+__all__ = ["SPEC_COLUMNS", "SpecFit", "choose_networks", "fit_specs"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,6 +111,41 @@ def fit_specs(frame: pd.DataFrame, ms: pd.Series | npt.ArrayLike, peers: pd.Data
         _spread(np.log(times / formula), 4 + len(names)),
         len(frame),
     )
+
+
+def choose_networks(
+    frame: pd.DataFrame, rough_ms: pd.Series | npt.ArrayLike, count: int, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """Which networks to measure on a new device so that its formula is known best.
+
+    Greedily the one that tells most about the four coefficients beside those chosen before (D-optimal design), drawn among the best
+    fifth, so that not all are oddities.
+
+    Args:
+        frame: gmacs, activations, params of the networks one could measure.
+        rough_ms: their times on some other device, or by its formula.
+        count: how many to choose.
+
+    Returns:
+        int64[count], positions in the frame, in the order of choice.
+
+    Raises:
+        ValueError: there are fewer networks.
+    """
+    if not 0 <= count <= len(frame):
+        raise ValueError(f"cannot choose {count} of {len(frame)} networks")
+    relative = _design(frame) / np.asarray(rough_ms, np.float64)[:, None]
+    relative /= np.sqrt(np.mean(relative**2, axis=0))
+    rng, chosen = np.random.default_rng(seed), list[int]()
+    known = 0.1 * np.eye(relative.shape[1])
+    for _ in range(count):
+        gain = np.einsum("ij,jk,ik->i", relative, np.linalg.inv(known), relative)
+        gain[chosen] = -1.0
+        left = len(frame) - len(chosen)
+        pick = int(rng.choice(np.argsort(-gain)[: max(1, left // 5)]))
+        chosen.append(pick)
+        known += np.outer(relative[pick], relative[pick])
+    return np.array(chosen, np.int64)
 
 
 def _design(frame: pd.DataFrame) -> Floats:

@@ -18,7 +18,7 @@ import pandas as pd
 from hw_models.conformal import Conformal
 from hw_models.model import SOURCES
 from hw_models.network_model import NetworkModel
-from hw_models.step_model import out_of_fold
+from hw_models.step_model import StepModel
 from hw_models.step_table import StepTable
 
 __all__ = ["Judged", "Spread", "left_out"]
@@ -100,11 +100,14 @@ class Judged:
         return {"left_out": found, "spread": spread.to_dict()}
 
 
-def left_out(observed: pd.DataFrame, networks: pd.DataFrame, correction: NetworkModel, seed: int = 0) -> Judged:
+def left_out(
+    observed: pd.DataFrame, networks: pd.DataFrame, learned: StepModel, correction: NetworkModel, seed: int = 0
+) -> Judged:
     """Price every network by what the others taught.
 
     Args:
         observed, networks: as for `hw_models.predictor.Predictor.fit`, complete; networks of one `group` are left out together.
+        learned: fitted to `observed`.
         correction: from sums to wholes.
         seed: of folds and of what is hidden.
     """
@@ -115,7 +118,7 @@ def left_out(observed: pd.DataFrame, networks: pd.DataFrame, correction: Network
         return Judged(pd.DataFrame(columns=["error", "alone", "learned", "table", "source"]), correction.error)
     fold_of = pd.Series((rng.permutation(len(groups)) % folds)[which], index=networks.index)
     row_fold = observed["network"].map(fold_of).to_numpy()
-    learned_ms, learned_sigma = _learned(observed, seed)
+    learned_ms, learned_sigma = learned.without_shape(observed)
     n = len(observed)
     ms, sigma, source = np.full(n, np.nan), np.full(n, np.nan), np.full(n, -1, np.int8)
     for fold in range(folds):
@@ -128,13 +131,6 @@ def left_out(observed: pd.DataFrame, networks: pd.DataFrame, correction: Network
         for share in HIDDEN
     ]
     return Judged(pd.concat(passes, ignore_index=True), correction.error)
-
-
-def _learned(observed: pd.DataFrame, seed: int) -> tuple[Floats, Floats]:
-    try:
-        return out_of_fold(observed, seed=seed)
-    except ValueError:  # a single shape: nothing to learn it from
-        return observed["ms"].to_numpy(float), np.full(len(observed), 1.0)
 
 
 def _pass(

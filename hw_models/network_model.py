@@ -134,7 +134,7 @@ def _with_residual(plain: NetworkModel, networks: pd.DataFrame, whole: Floats) -
     features = _features(networks)
     centre, scale = features.mean(axis=0), features.std(axis=0) + 1e-9
     design = np.column_stack([np.ones(len(whole)), np.clip((features - centre) / scale, -2.5, 2.5)])
-    target = np.log(whole / plain.predict(networks))
+    target = _calmed(np.log(whole / plain.predict(networks)), 2.5)
     ridge = RIDGE * np.eye(design.shape[1])
     weights = np.linalg.solve(design.T @ design + ridge, design.T @ target)
     return NetworkModel(plain.coefficients, weights, centre, scale, plain.error)
@@ -158,5 +158,11 @@ def _cross_validated(networks: pd.DataFrame, whole: Floats, residual: bool, seed
     return errors
 
 
+def _calmed(errors: Floats, deviations: float) -> Floats:
+    """The errors, none larger than so many (robust) standard deviations."""
+    most = deviations * max(1.4826 * float(np.median(np.abs(errors))), 1e-6)
+    return np.clip(errors, -most, most)
+
+
 def _rms(errors: Floats) -> float:
-    return float(np.sqrt(np.mean(np.square(errors))))
+    return float(np.sqrt(np.mean(np.square(_calmed(errors, 5.0)))))

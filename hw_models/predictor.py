@@ -120,7 +120,7 @@ class Predictor(LatencyModel):
         table = StepTable.fit(observed)
         learned = StepModel.fit(observed, seed=seed)
         shifts = _shifts(observed, learned.predict(observed)[0])
-        judged = left_out(observed, networks, correction, seed)
+        judged = left_out(observed, networks, learned, correction, seed)
         spread, conformal = judged.fit()
         facts = {
             "networks": len(networks),

@@ -7,7 +7,7 @@ the wider class times a number), then whether a Gaussian process, boosted trees,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,11 @@ _FEW = np.array([name in ("macs", "weights", "in_bytes", "out_bytes", "call") fo
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """One family: prices, and what was learned of the rest. `sigma` is the part of the spread that does not depend on the row."""
+    """One family: prices, and what was learned of the rest. `sigma` is the part of the spread that does not depend on the row.
+
+    `errors` and `deviations` are what the fit found on shapes left out: log(measured / predicted) of every row and the process's
+    standard deviation there; None after reading from a file.
+    """
 
     prices: NonNegative
     residual: str  # "", "process", "trees" or "both"
@@ -48,6 +52,8 @@ class Family:
     trees: BoostedTrees | None
     sigma: float
     stretch: float  # of the process's own standard deviation
+    errors: Floats | None = field(default=None, repr=False)
+    deviations: Floats | None = field(default=None, repr=False)
 
     def predict(self, w: Floats, x: Floats) -> tuple[Floats, Floats]:
         log_ms = np.log(np.maximum(self.prices.predict(w), 1e-9))
@@ -72,7 +78,14 @@ def deal(groups: NDArray[Any], folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def fit_family(
-    w: Floats, x: Floats, ms: Floats, weight: Floats, group: NDArray[Any], wide: NonNegative, seed: int
+    w: Floats,
+    x: Floats,
+    ms: Floats,
+    weight: Floats,
+    group: NDArray[Any],
+    wide: NonNegative,
+    seed: int,
+    learn: bool = True,
 ) -> Family:
     """Fit one family.
 
@@ -82,6 +95,7 @@ def fit_family(
         group: object[n], what is left out together.
         wide: prices of the wider class.
         seed: of every draw.
+        learn: whether a residual is tried at all.
     """
     weight = weight / weight.mean()
     calm = np.clip(weight, 0.1, 10)
@@ -98,7 +112,8 @@ def fit_family(
     whole = np.ones(len(ms), bool)
     if not folds:
         prices = _priced("scaled", w, ms, weight, wide)
-        return Family(prices, "", 0.0, None, None, max(0.3, SMALLEST_SIGMA), 0.0)
+        alone = np.log(ms) - np.log(np.maximum(wide.predict(w), 1e-9))
+        return Family(prices, "", 0.0, None, None, max(0.3, SMALLEST_SIGMA), 0.0, alone, np.zeros(len(ms)))
     tried: dict[str, list[NonNegative]] = {}
     plain: dict[str, Floats] = {}
     pricing = ""
@@ -116,7 +131,7 @@ def fit_family(
 
     # What they leave.
     tuned, deviation = None, np.zeros(len(ms))
-    if len(ms) >= FEWEST_ROWS:
+    if learn and len(ms) >= FEWEST_ROWS:
         tuned = GaussianProcess.fit(x, left - offset, calm, seed=seed)
         with_trees = len(ms) >= FEWEST_FOR_TREES
         for name in ("process", "trees", "both") if with_trees else ("process",):
@@ -139,7 +154,7 @@ def fit_family(
     if best in ("trees", "both"):
         trees = BoostedTrees.fit(x[whole], left - offset, calm, seed=seed)
     sigma, stretch = _spread(errors[best], deviation if kept is not None else None, weight)
-    return Family(prices, best, offset if best else 0.0, kept, trees, sigma, stretch)
+    return Family(prices, best, offset if best else 0.0, kept, trees, sigma, stretch, errors[best], deviation)
 
 
 def _priced(name: str, w: Floats, ms: Floats, weight: Floats, wide: NonNegative) -> NonNegative:

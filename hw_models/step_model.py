@@ -11,7 +11,7 @@ What counts is the time of networks. A step matters by its share of the time of 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hw_models.regression import GaussianProcess, NonNegative
-from hw_models.step_family import ROBUST, SHRINK, Family, deal, fit_family
+from hw_models.step_family import ROBUST, SHRINK, Family, fit_family
 from hw_models.step_features import shape, work
 from hw_models.trees import BoostedTrees
 
-__all__ = ["StepModel", "out_of_fold", "shape_groups"]
+__all__ = ["StepModel", "shape_groups"]
 
 Floats = NDArray[np.float64]
 
+# A family with less than this share of the networks' time gets prices only: nothing learned of the rest would be seen.
+WORTH_LEARNING = 0.01
 # Standard deviation in log space for a family nobody has seen, at least, by what it was priced from: its class, or everything.
 UNKNOWN_SIGMA = {"class": 0.6, "all": 1.0}
 
@@ -40,31 +42,6 @@ def shape_groups(steps: pd.DataFrame) -> NDArray[Any]:
     return text.to_numpy(dtype=object)
 
 
-def out_of_fold(
-    observed: pd.DataFrame, groups: NDArray[Any] | None = None, folds: int = 5, seed: int = 0
-) -> tuple[Floats, Floats]:
-    """Predict every row by a model that was fitted without any row of its group.
-
-    Args:
-        observed: as for `StepModel.fit`.
-        groups: object[n], what to leave out together; default `shape_groups`.
-        folds: how many models are fitted.
-        seed: of the deal of groups to folds.
-
-    Returns:
-        ms: float64[n]. sigma: float64[n], in log space.
-    """
-    groups = shape_groups(observed) if groups is None else groups
-    which = deal(groups, folds, seed)
-    ms, sigma = np.empty(len(observed)), np.empty(len(observed))
-    for fold in np.unique(which):
-        out = which == fold
-        if out.all():
-            raise ValueError(f"cannot leave a group out: all {len(observed)} rows are of one group")
-        ms[out], sigma[out] = StepModel.fit(observed[~out], seed=seed).predict(observed[out])
-    return ms, sigma
-
-
 @dataclass(frozen=True, eq=False)
 class StepModel:
     """Priced families, and prices for families that were not seen.
@@ -73,11 +50,14 @@ class StepModel:
         families: family -> model.
         classes: prices over all families of a kernel, e.g. "lanes"; "torch" are torch's layers, "torch operations" its others.
         everything: prices over all rows.
+        left_out: of the rows it was fitted to, by `row_names`: ms and sigma of an answer that had not seen the row's shape;
+            None after reading from a file.
     """
 
     families: dict[str, Family]
     classes: dict[str, NonNegative]
     everything: NonNegative
+    left_out: pd.DataFrame | None = field(default=None, repr=False)
 
     @classmethod
     def fit(cls, observed: pd.DataFrame, groups: NDArray[Any] | None = None, seed: int = 0) -> StepModel:
@@ -100,6 +80,7 @@ class StepModel:
         w, x, ms = work(rows), shape(rows), rows["ms"].to_numpy(float)
         weight, group = rows["weight"].to_numpy(float), rows["group"].to_numpy()
         everything = NonNegative.fit(w, ms, weight, robust=ROBUST)
+        judged = np.empty((len(rows), 2))
         classes: dict[str, NonNegative] = {}
         families: dict[str, Family] = {}
         for name, at in rows.groupby(_classes(rows)).indices.items():
@@ -107,8 +88,30 @@ class StepModel:
             classes[str(name)] = wide
             for family, inside in rows.iloc[at].groupby("family").indices.items():
                 i = np.asarray(at)[inside]
-                families[str(family)] = fit_family(w[i], x[i], ms[i], weight[i], group[i], wide, seed)
-        return cls(families, classes, everything)
+                learn = float(weight[i].sum()) >= WORTH_LEARNING * float(weight.sum())
+                found = fit_family(w[i], x[i], ms[i], weight[i], group[i], wide, seed, learn)
+                families[str(family)] = found
+                assert found.errors is not None
+                assert found.deviations is not None
+                judged[i, 0] = ms[i] * np.exp(-found.errors)
+                judged[i, 1] = np.hypot(found.sigma, found.stretch * found.deviations)
+        return cls(families, classes, everything, pd.DataFrame(judged, columns=["ms", "sigma"], index=rows["name"]))
+
+    def without_shape(self, observed: pd.DataFrame) -> tuple[Floats, Floats]:
+        """What the model would say of the rows it was fitted to if it had never seen their shapes.
+
+        Returns:
+            ms: float64[n]. sigma: float64[n], in log space.
+
+        Raises:
+            ValueError: the model was read from a file, or fitted to other rows.
+        """
+        if self.left_out is None:
+            raise ValueError("only a model that was just fitted knows what it says without a shape")
+        found = self.left_out.reindex(row_names(observed))
+        if found["ms"].isna().any():
+            raise ValueError("the model was fitted to other rows")
+        return found["ms"].to_numpy(float), found["sigma"].to_numpy(float)
 
     def predict(self, steps: pd.DataFrame) -> tuple[Floats, Floats]:
         """Price steps.
@@ -166,6 +169,14 @@ class StepModel:
         return cls(families, classes, NonNegative(np.asarray(arrays["everything"])))
 
 
+def row_names(observed: pd.DataFrame) -> NDArray[Any]:
+    """object[n]: what tells distinct steps apart: the key; rows without one are told apart by their place."""
+    key = (observed["key"].astype(str) + "@" + observed["family"].astype(str)).to_numpy(dtype=object)
+    nameless = np.flatnonzero(observed["key"].to_numpy() == "")
+    key[nameless] = [f"row {i}" for i in nameless]
+    return key
+
+
 def _distinct(observed: pd.DataFrame, groups: NDArray[Any]) -> pd.DataFrame:
     """One row per distinct step, with `weight` (mean 1) and `group`; times of repeats are averaged in log space."""
     frame = observed.assign(group=groups).reset_index(drop=True)
@@ -176,8 +187,8 @@ def _distinct(observed: pd.DataFrame, groups: NDArray[Any]) -> pd.DataFrame:
     else:
         share = np.ones(len(frame))
     share = np.maximum(share, 1e-3 * share.max())
-    key = frame["key"].astype(str) + "@" + frame["family"].astype(str)
-    key = key.where(frame["key"].astype(str) != "", "row " + frame.index.astype(str).to_series(index=frame.index))
+    key = pd.Series(row_names(frame))
+    frame["name"] = key
     log = pd.DataFrame({"sum": share * np.log(ms), "weight": share}).groupby(key.to_numpy(), sort=False).sum()
     rows = frame[~key.duplicated().to_numpy()].copy()
     rows["ms"] = np.exp((log["sum"] / log["weight"]).to_numpy())

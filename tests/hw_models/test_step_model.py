@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from hw_models.step_features import SHAPE_FEATURES, WORK_FEATURES, shape, work
-from hw_models.step_model import StepModel, out_of_fold, shape_groups
+from hw_models.step_model import StepModel, shape_groups
 from hw_models.workload import STEP_COLUMNS
 
 
@@ -93,17 +93,39 @@ def test_what_physics_leaves_is_learned_and_sums_come_within_a_few_percent() -> 
     assert 0.8 < np.mean(np.abs(errors) < 1.645 * sigma) <= 1.0
 
 
-def test_errors_out_of_fold_are_errors_on_groups_that_were_left_out() -> None:
+def test_a_learned_model_is_less_sure_of_shapes_far_from_what_it_saw() -> None:
+    near, far = steps(50, seed=9), steps(50, seed=9)
+    sizes = ["nnz", "macs", "dense_macs", "weight_bytes", "in_bytes", "channels_in"]
+    far[sizes] = far[sizes] * 60
+    model = StepModel.fit(observed(300, caches, 0.02))
+    assert np.median(model.predict(far)[1]) > 1.5 * np.median(model.predict(near)[1])
+
+
+def test_what_is_said_without_a_shape_is_not_better_than_what_is_said_of_new_shapes() -> None:
+    frame, new = observed(240, caches, 0.02), steps(240, seed=31)
+    model = StepModel.fit(frame)
+    without = np.log(model.without_shape(frame)[0] / frame["ms"])
+    unseen = np.log(model.predict(new)[0] / caches(new))
+    seen = np.log(model.predict(frame)[0] / frame["ms"])
+    assert np.std(seen) < np.std(without)
+    assert 0.5 < np.std(without) / np.std(unseen) < 2.0
+
+
+def test_a_row_that_is_told_apart_by_its_shape_is_answered_without_it() -> None:
+    frame = observed(80, physics, 0.0)
+    dear = shape_groups(frame) == shape_groups(frame)[0]
+    odd = frame.assign(ms=np.where(dear, 5.0, 1.0) * frame["ms"])
+    ms, _ = StepModel.fit(odd).without_shape(odd)
+    assert np.median(ms[dear] / odd["ms"][dear]) < 0.5
+
+
+def test_only_a_fitted_model_knows_what_it_says_without_a_shape() -> None:
     frame = observed(60, physics, 0.0)
-    groups = np.where(np.arange(60) < 30, "a", "b").astype(object)
-    ms, sigma = out_of_fold(frame, groups=groups, folds=2)
-    for name in "ab":
-        out = groups == name
-        expected, spread = StepModel.fit(frame[~out]).predict(frame[out])
-        np.testing.assert_array_equal(ms[out], expected)
-        np.testing.assert_array_equal(sigma[out], spread)
-    with pytest.raises(ValueError, match="one group"):
-        out_of_fold(frame, groups=np.full(60, "a", dtype=object))
+    model = StepModel.fit(frame)
+    with pytest.raises(ValueError, match="fitted to other rows"):
+        model.without_shape(steps(10, seed=77).assign(key="new"))
+    with pytest.raises(ValueError, match="just fitted"):
+        StepModel.from_arrays(model.to_arrays()).without_shape(frame)
 
 
 def test_shapes_are_groups_whatever_their_density_and_kernel() -> None:

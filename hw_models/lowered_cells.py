@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["EDGES", "OPS", "arch_index", "arch_string", "cell_operations", "live_edges", "parse_cell"]
+__all__ = ["EDGES", "OPS", "arch_index", "arch_string", "cell_operations", "live_edges", "parse_cell", "twins"]
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from node, to node), in the order of the cell string
@@ -106,6 +106,19 @@ def live_edges(cells: NDArray[np.integer]) -> NDArray[np.bool_]:
     for e, (a, b) in reversed(list(enumerate(EDGES))):
         used[:, a] |= used[:, b] & passes[:, e]
     return np.stack([passes[:, e] & fed[:, a] & used[:, b] for e, (a, b) in enumerate(EDGES)], axis=1)
+
+
+def twins() -> NDArray[np.int64]:
+    """Pairs of networks that are the same but for the names of their two inner nodes: how much a list differs on them is its noise.
+
+    Returns:
+        int[1500, 2], numbers in the benchmark's files; for `hw_models.accuracy.noise_ceiling(latency[twins()])`.
+    """
+    cells = _cells()
+    apart = cells[:, 2] == 0  # the inner nodes do not see each other
+    swapped = cells[:, [1, 0, 2, 3, 5, 4]]
+    pairs = [(i, _numbers()[tuple(int(o) for o in swapped[i])]) for i in np.flatnonzero(apart)]
+    return np.array([(i, j) for i, j in pairs if i < j], dtype=np.int64)
 
 
 def cell_operations(

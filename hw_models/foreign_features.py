@@ -1,0 +1,326 @@
+"""Operations of networks as numbers: what `hw_models.foreign` fits on.
+
+`Operations.of(frame)` takes a table with one row per operation, lenient in how columns are called and which are there, strict in
+what they mean. It knows nothing of latencies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["PHYSICS", "Operations"]
+
+Floats = NDArray[np.float64]
+PHYSICS = ("operations", "macs", "activations", "params")  # millions, but for the first
+
+# Names found in the wild -> ours.
+ALIASES = {
+    "network": ("net", "model", "arch", "network_id", "model_id"),
+    "kind": ("op", "type", "op_type", "operator", "layer_type", "primitive"),
+    "count": ("repeat", "repeats", "times", "n"),
+    "c_in": ("cin", "in_channels", "channels_in", "ic", "input_channels"),
+    "c_out": ("cout", "out_channels", "channels_out", "oc", "output_channels"),
+    "h": ("height", "out_h", "h_out"),
+    "w": ("width", "out_w", "w_out"),
+    "hw": ("resolution", "size", "spatial"),
+    "kernel": ("k", "ks", "kernel_size", "kernelsize"),
+    "stride": ("strides", "s"),
+    "groups": ("group", "g"),
+    "batch": ("batch_size", "bs"),
+    "expand": ("expansion", "expand_ratio", "exp", "e"),
+    "mid": ("mid_channels", "c_mid", "hidden"),
+    "ms": ("latency_ms", "time_ms", "op_ms"),
+    "activations": ("acts", "output_elements"),
+    "params": ("parameters", "weights", "param_count"),
+}
+# These say what an operation costs or where it is, not which operation it is.
+_NOT_IDENTITY = {
+    "network",
+    "count",
+    "live",
+    "ms",
+    "macs",
+    "params",
+    "activations",
+    "src",
+    "dst",
+    "density",
+    "pattern",
+    "weight_ms",
+}
+_WEIGHTLESS = re.compile(
+    r"skip|ident|none|zero|relu|swish|act|norm|^bn|add|concat|split|shuffle|reshape|flatten|softmax|mul"
+)
+_POOL = re.compile(r"pool|gap")
+_LINEAR = re.compile(r"linear|^fc|dense(?!net)|matmul|gemm|logits|classif")
+_DEPTHWISE = re.compile(r"depthwise|dwconv|dw_conv|^dw")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of many networks, as arrays over rows.
+
+    Attributes:
+        networks: names, in order of first appearance.
+        row: int[n], position in `networks`.
+        count: float[n], how often the operation runs.
+        live: bool[n].
+        kind: str[n], with the pattern for sparse operations.
+        key: str[n], the whole description of the operation, density included.
+        curve: str[n], the same without density.
+        physics: float[n, 4]: `PHYSICS` of one execution; kept weights count.
+        known: bool[4], which of them the table tells or implies.
+        density: float[n], 1 where dense.
+        ms: float[n], own time of one execution; NaN where not given.
+        numbers: descriptors of each row that are numbers, NaN where not given.
+        src, dst: int[n] nodes of each network's graph, or None.
+    """
+
+    networks: pd.Index
+    row: NDArray[np.intp]
+    count: Floats
+    live: NDArray[np.bool_]
+    kind: NDArray[np.object_]
+    key: NDArray[np.object_]
+    curve: NDArray[np.object_]
+    physics: Floats
+    known: NDArray[np.bool_]
+    density: Floats
+    ms: Floats
+    numbers: pd.DataFrame
+    src: NDArray[np.int64] | None
+    dst: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Operations:
+        """Read a table of operations.
+
+        Args:
+            frame: one row per operation of a network; columns as in `hw_models.foreign.fit_table`.
+
+        Raises:
+            ValueError: nothing in it, a column missing, or a value that cannot be: names column, row and value.
+        """
+        if not isinstance(frame, pd.DataFrame):
+            raise ValueError(f"operations must be a DataFrame with one row per operation, got {type(frame).__name__}")
+        if not len(frame):
+            raise ValueError("operations: at least one row is needed, got none")
+        table = _renamed(frame)
+        number = {
+            name: _column(table, name) for name in table.columns if name not in ("network", "kind", "pattern", "live")
+        }
+        numeric = {name: values for name, values in number.items() if values is not None}
+        count = _filled(numeric, "count", 1.0, len(table))
+        _check(count >= 0, "count", count, "0 or more", table)
+        density = _filled(numeric, "density", 1.0, len(table))
+        _check((density > 0) & (density <= 1), "density", density, "in (0, 1], the fraction kept", table)
+        ms = numeric.get("ms", np.full(len(table), np.nan))
+        _check(~(ms <= 0) & ~np.isinf(ms), "ms", ms, "above 0 (leave it empty where it was not measured)", table)
+        live = table["live"].fillna(True).astype(bool).to_numpy() if "live" in table else np.ones(len(table), bool)
+        pattern = (
+            table["pattern"].fillna("").astype(str).to_numpy(object)
+            if "pattern" in table
+            else np.full(len(table), "", object)
+        )
+        kind = table["kind"].astype(str).to_numpy(object)
+        sparse = density < 1
+        physics, known = _physics(kind, numeric, density)
+        described = [c for c in table.columns if c not in _NOT_IDENTITY]
+        curve = _texts(table[described])
+        mixed = pd.DataFrame({"curve": curve, "pattern": pattern, "density": density})
+        key = np.where(sparse, _texts(mixed), curve)
+        kind = np.where(sparse, kind + "/sparse " + pattern, kind)
+        curve = np.where(sparse & (pattern != ""), curve + " " + pattern, curve)
+        row, names = pd.factorize(table["network"])
+        graph = all(name in numeric for name in ("src", "dst"))
+        drop = ("ms", "count", "src", "dst", "density", "macs", "params", "activations")
+        return cls(
+            networks=pd.Index(names, name="network"),
+            row=row,
+            count=count,
+            live=live,
+            kind=kind,
+            key=key,
+            curve=curve,
+            physics=physics,
+            known=known,
+            density=density,
+            ms=ms,
+            numbers=pd.DataFrame(
+                {name: values for name, values in numeric.items() if name not in drop}, index=range(len(table))
+            ),
+            src=numeric["src"].astype(np.int64) if graph else None,
+            dst=numeric["dst"].astype(np.int64) if graph else None,
+        )
+
+    def per_network(self, values: Floats) -> Floats:
+        """Sum of count x value over the rows of each network; values float[n] or float[n, k]."""
+        weighted = (self.count if values.ndim == 1 else self.count[:, None]) * values
+        if values.ndim == 1:
+            return np.bincount(self.row, weighted, minlength=len(self.networks)).astype(float)
+        return np.stack([np.bincount(self.row, column, minlength=len(self.networks)) for column in weighted.T], axis=1)
+
+    def rows_alone(self, rows: NDArray[np.intp]) -> Operations:
+        """Each of these rows as a network of one operation that runs once."""
+        n = len(rows)
+        taken = {
+            name: getattr(self, name)[rows] for name in ("live", "kind", "key", "curve", "physics", "density", "ms")
+        }
+        places: dict[str, Any] = {
+            "networks": pd.RangeIndex(n),
+            "row": np.arange(n),
+            "count": np.ones(n),
+            "src": None,
+            "dst": None,
+        }
+        return replace(self, numbers=self.numbers.iloc[rows].reset_index(drop=True), **taken, **places)
+
+    def longest_path(self, values: Floats) -> Floats:
+        """Per network, the largest sum of count x value along a path of its graph: time if branches ran at once.
+
+        Args:
+            values: float[n] >= 0, of one execution.
+
+        Returns:
+            float[networks]; the plain sum where the table has no graph.
+        """
+        if self.src is None or self.dst is None:
+            return self.per_network(values)
+        cost = self.count * values
+        nodes, ends = np.unique(np.concatenate([self.src, self.dst]), return_inverse=True)
+        start, stop = ends[: len(cost)], ends[len(cost) :]
+        reached = np.zeros((len(self.networks), len(nodes)))
+        order = np.argsort(stop, kind="stable")
+        bounds = np.searchsorted(stop[order], np.arange(len(nodes) + 1))
+        for node in range(len(nodes)):  # sources lie below: nodes are numbered along the edges
+            rows = order[bounds[node] : bounds[node + 1]]
+            np.maximum.at(reached[:, node], self.row[rows], reached[self.row[rows], start[rows]] + cost[rows])
+        return reached.max(axis=1)
+
+
+def _renamed(frame: pd.DataFrame) -> pd.DataFrame:
+    lower = {str(c).strip().lower(): c for c in frame.columns}
+    names = {}
+    for ours, others in ALIASES.items():
+        found = next((lower[name] for name in (ours, *others) if name in lower), None)
+        if found is not None and ours not in frame.columns:
+            names[found] = ours
+    table = frame.rename(columns=names).reset_index(drop=True)
+    if "sparsity" in table and "density" not in table:
+        table["density"] = 1 - pd.to_numeric(table.pop("sparsity"))
+    if "hw" in table:
+        for side in ("h", "w"):
+            if side not in table:
+                table[side] = table["hw"]
+        table = table.drop(columns="hw")
+    for name in ("network", "kind"):
+        if name not in table:
+            raise ValueError(
+                f"operations need a column {name!r} (one row per operation: network, kind, and what is known of shape and cost); "
+                f"got columns {', '.join(map(str, frame.columns))}"
+            )
+        if table[name].isna().any():
+            raise ValueError(f"operations: column {name!r} is empty in row {int(np.argmax(table[name].isna()))}")
+    return table.dropna(axis="columns", how="all")
+
+
+def _column(table: pd.DataFrame, name: Any) -> Floats | None:
+    """As numbers, None if it is text."""
+    values = table[name]
+    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy(dtype=float, na_value=np.nan)
+    read = pd.to_numeric(values, errors="coerce")
+    if (read.isna() & values.notna()).any():
+        if name in _NOT_IDENTITY:
+            at = int(np.argmax(read.isna() & values.notna()))
+            raise ValueError(f"operations: column {name!r} must be a number, got {values.iloc[at]!r} in row {at}")
+        return None
+    return read.to_numpy(dtype=float)
+
+
+def _filled(numeric: dict[Any, Floats], name: str, default: float, n: int) -> Floats:
+    values = numeric.get(name, np.full(n, default))
+    return np.where(np.isnan(values), default, values)
+
+
+def _check(good: NDArray[np.bool_], name: str, values: Floats, need: str, table: pd.DataFrame) -> None:
+    if not good.all():
+        at = int(np.argmin(good))
+        where = f"row {at}, network {table['network'].iloc[at]!r}, kind {table['kind'].iloc[at]!r}"
+        raise ValueError(f"operations: {name} must be {need}, got {values[at]} ({where})")
+
+
+def _texts(frame: pd.DataFrame) -> NDArray[np.object_]:
+    """One JSON text per row, the same for the same values, whatever their types."""
+    code = frame.groupby(list(frame.columns), sort=False, dropna=False).ngroup().to_numpy(dtype=np.intp)
+    first = np.unique(code, return_index=True)[1]
+    texts = []
+    for values in frame.iloc[first].to_dict("records"):
+        plain = {
+            str(k): _plain(v) for k, v in values.items() if not (isinstance(v, float) and np.isnan(v)) and v is not None
+        }
+        texts.append(json.dumps(plain, sort_keys=True))
+    return np.array(texts, dtype=object)[code]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_ | int | np.integer | float | np.floating):
+        number = round(float(value), 9)
+        return int(number) if number.is_integer() else number
+    return str(value)
+
+
+def _physics(
+    kind: NDArray[np.object_], numeric: dict[Any, Floats], density: Floats
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """`PHYSICS` of each row: as given, else from the shape; 0 where nothing is known."""
+    n = len(kind)
+    kinds, code = np.unique(kind.astype(str), return_inverse=True)
+    lowered = [k.lower() for k in kinds]
+
+    def is_a(pattern: re.Pattern[str]) -> NDArray[np.bool_]:
+        return np.array([bool(pattern.search(k)) for k in lowered])[code]
+
+    pool, linear = is_a(_POOL), is_a(_LINEAR)
+    weightless = is_a(_WEIGHTLESS) & ~pool & ~linear & ~np.array(["conv" in k for k in lowered])[code]
+    shape = {
+        name: numeric.get(name, np.full(n, np.nan)) for name in ("c_in", "c_out", "h", "w", "kernel", "expand", "mid")
+    }
+    batch, stride = _filled(numeric, "batch", 1.0, n), _filled(numeric, "stride", 1.0, n)
+    c_in = np.where(np.isnan(shape["c_in"]), shape["c_out"], shape["c_in"])
+    c_out = np.where(np.isnan(shape["c_out"]), c_in, shape["c_out"])
+    h = np.where(np.isnan(shape["h"]), np.where(linear, 1.0, np.nan), shape["h"])
+    w = np.where(np.isnan(shape["w"]), h, shape["w"])
+    kernel = np.where(np.isnan(shape["kernel"]), 1.0, shape["kernel"])
+    groups = np.where(is_a(_DEPTHWISE), c_in, 1.0)
+    groups = np.where(np.isnan(numeric["groups"]), groups, numeric["groups"]) if "groups" in numeric else groups
+    out = c_out * h * w * batch
+    mid = np.where(np.isnan(shape["mid"]), c_in * shape["expand"], shape["mid"])
+    conv = c_in * c_out * kernel**2 / groups
+    first = np.where(mid == c_in, 0.0, c_in * mid / groups)  # an inverted residual block: widen, depthwise, narrow
+    inverted = ~np.isnan(mid)
+    weights = np.where(inverted, first + mid * kernel**2 + mid * c_out / groups, np.where(linear, c_in * c_out, conv))
+    weights = np.where(weightless | pool, 0.0, weights)
+    macs = (
+        np.where(inverted, (first * stride**2 + mid * kernel**2 + mid * c_out / groups) * h * w, weights * h * w)
+        * batch
+    )
+    macs = np.where(pool, kernel**2 * out, macs)
+    acts = np.where(inverted, out + mid * h * w * (1 + stride**2) * batch, out)
+    told = {"macs": macs, "activations": acts, "params": weights}
+    for name in told:
+        if name in numeric:
+            told[name] = np.where(np.isnan(numeric[name]), told[name], numeric[name])
+    known = np.array([True, *(bool(np.isfinite(v).any()) for v in told.values())])
+    told = {name: np.nan_to_num(values) for name, values in told.items()}
+    kept = np.where(pool | weightless, 1.0, density)
+    return np.stack(
+        [np.ones(n), told["macs"] * kept / 1e6, told["activations"] / 1e6, told["params"] * kept / 1e6], axis=1
+    ), known

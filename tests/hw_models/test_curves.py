@@ -58,6 +58,10 @@ def test_curves_never_fall_and_never_pass_below_the_floor(data: list[tuple[float
     assert (curve.spread(grid) > 0).all()
 
 
+def test_a_single_measurement_below_the_floor_is_lifted_to_it() -> None:
+    np.testing.assert_array_equal(Curve.fit([0.5], [0.1], floor_ms=0.4).predict([0.1, 0.5, 1.0]), 0.4)
+
+
 def test_exact_lines_are_found_exactly() -> None:
     d = np.array([0.4, 0.01, 0.1, 0.05, 0.2])
     curve = Curve.fit(d, 0.1 + 2 * d)

@@ -27,7 +27,11 @@ def test_predictions_equal_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sklearn.ensemble.GradientBoostingRegressor", Kept)
     w = np.random.default_rng(1).uniform(0.1, 2, len(y)) if weighted else None
     ours = BoostedTrees.fit(x, y, w, trees=40)
-    new = np.concatenate([x, x * 1.5, x.astype(np.float32)])
+    edges = np.repeat(x[:1], ours.feature.size, axis=0)  # just above a threshold in float64, at it or below in float32
+    edges[np.arange(len(edges)), np.maximum(ours.feature.reshape(-1), 0)] = np.nextafter(
+        ours.threshold.reshape(-1), np.inf
+    )
+    new = np.concatenate([x, x * 1.5, x.astype(np.float32), edges])
     np.testing.assert_allclose(ours.predict(new), fitted[0].predict(new), rtol=0, atol=1e-9)
 
 

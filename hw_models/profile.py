@@ -116,7 +116,8 @@ def profile(
         threads: CPU threads, for torch and for our kernels.
         model: predicts; None for no prediction.
         model_name: what the model is, for people.
-        measure: False only predicts, on the kernels the model says are the fastest.
+        measure: False only predicts, on the kernels that a `Predictor` says are the fastest; on those of the rule of thumb
+            with another model.
         device: this machine's descriptor, for the energy; None for none.
         table, measurer: as for `measure_latency`.
         notes: what the caller knows that a reader should, put before what the model says.
@@ -161,9 +162,9 @@ def profile(
 
 
 def _fastest_by(plan: Plan, model: LatencyModel) -> Plan:
-    from hw_models.predictor import choose_kernels
+    from hw_models.predictor import Predictor, choose_kernels
 
-    return choose_kernels(plan, model)
+    return choose_kernels(plan, model) if isinstance(model, Predictor) else plan
 
 
 def _all(plan: Plan, *, sparse: bool) -> Plan:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas.commands_hw import add_commands
 from nas.errors import NasError, RunError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ EPILOG = """examples:
   nas search runs/configs/quickstart.toml --set search.trials=40 --set train.epochs=20 --out runs/longer --workers 4
   nas pareto runs/quickstart --plot front.png
   nas export runs/quickstart 12 --to exported/
+  nas calibrate --budget 300 --space runs/configs/quickstart.toml
+  nas profile runs/quickstart 12 --plot profile.svg
 """
 
 
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_argument(sub)
     _trial_argument(sub)
     sub.add_argument("--to", metavar="DIR", required=True, help="folder to write")
+    add_commands(add)
     return parser
 
 

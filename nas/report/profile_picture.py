@@ -85,6 +85,16 @@ def draw_profile(profile: Profile, title: str) -> Canvas:
     return canvas
 
 
+def check_suffix(path: str | Path) -> None:
+    """Refuse a file that `save_profile` cannot write, before anything is measured.
+
+    Raises:
+        ConfigError: another suffix than .svg, .png or .pdf.
+    """
+    if Path(path).suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f'{path}: expected a file name ending in .svg, .png or .pdf, got "{Path(path).suffix}"')
+
+
 def save_profile(profile: Profile, path: str | Path, title: str) -> Path:
     """Draw a profile into an .svg, .png or .pdf file.
 

@@ -56,7 +56,8 @@ def profile_lines(profile: Profile) -> list[str]:
         )
     if profile.energy is not None:
         e = profile.energy
-        lines.append(f"energy     {interval(e.mj, e.lo_mj, e.hi_mj)} mJ per call ({e.method})")
+        known = f"{interval(e.mj, e.lo_mj, e.hi_mj)} mJ per call ({e.method}: {e.note})"
+        lines.append(f"energy     {f'not known: {e.note}' if missing(e.mj) else known}")
     if profile.model:
         lines.append(f"predicted by {profile.model}")
     return [*lines, *profile.notes]
@@ -79,7 +80,9 @@ def profile_sheet(profile: Profile, title: str = "Operations") -> Sheet:
         else "ms: predicted, as nothing was measured",
         "dense faster: above that density the dense kernel is the faster one, says the model"
         if not profile.table["crossover_density"].isna().all()
-        else "from which density on dense would be faster: not known without a model",
+        else "from which density on dense would be faster: not known without a model"
+        if profile.predicted is None
+        else "no layer has a choice between dense and sparse kernels",
     ]
     return Sheet(
         title,
@@ -95,12 +98,13 @@ def profile_record(profile: Profile, title: str) -> dict[str, Any]:
     """Everything as plain values for JSON: numbers exact, None where not known."""
     record: dict[str, Any] = {"network": title, "batch": profile.batch, "threads": profile.threads}
     for name, m in (("measured", profile.measured), ("dense", profile.dense)):
-        names = ("floor_ms", "lo_ms", "hi_ms", "median_ms", "p90_ms", "quality")
-        record[name] = m and {n.removeprefix("floor_"): getattr(m, n) for n in names}
+        of_measured = ("floor_ms", "lo_ms", "hi_ms", "median_ms", "p90_ms", "quality")
+        record[name] = m and {n.removeprefix("floor_"): getattr(m, n) for n in of_measured}
     for name, e in (("predicted", profile.predicted), ("predicted_dense", profile.predicted_dense)):
         record[name] = e and {n: getattr(e, n) for n in ("ms", "lo_ms", "hi_ms", "source", "note")}
     if profile.energy is not None:
-        record["energy"] = {n: getattr(profile.energy, n) for n in ("mj", "lo_mj", "hi_mj", "method")}
+        of_energy = ("mj", "lo_mj", "hi_mj", "method", "note")
+        record["energy"] = {n: None if missing(v := getattr(profile.energy, n)) else v for n in of_energy}
     record |= {"model": profile.model, "notes": list(profile.notes)}
     rows = profile.table.to_dict("records")
     record["operations"] = [{k: None if missing(v) else v for k, v in row.items()} for row in rows]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hw_models.energy import Energy
 from hw_models.profile import Profile
 from nas.errors import ConfigError, RunError
 from nas.report import profile_picture
@@ -176,6 +177,15 @@ def test_the_record_holds_every_number_exactly() -> None:
     assert record["measured"]["quality"] == "ok"
     assert [row["ms"] for row in record["operations"]] == list(profile.table["ms"])
     assert record["operations"][-1]["crossover_density"] is None
+
+
+def test_energy_is_said_with_its_method_or_why_it_is_not_known() -> None:
+    known = replace(make_profile(), energy=Energy(4.2, 3.8, 4.6, "constant power", "5 W, nominal"))
+    assert "energy     4.20 [3.80, 4.60] mJ per call (constant power: 5 W, nominal)" in profile_lines(known)
+    nan = float("nan")
+    unknown = replace(make_profile(), energy=Energy(nan, nan, nan, "constant power", "no power is known"))
+    assert "energy     not known: no power is known" in profile_lines(unknown)
+    assert profile_record(unknown, "a network")["energy"]["mj"] is None
 
 
 @pytest.mark.parametrize(

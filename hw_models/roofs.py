@@ -9,7 +9,6 @@ Start with `measure_roofs`; `fma_peak_gflops` is the first of them alone.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import math
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hw_models.measure import threads_at
+from hw_models.roof_loops import READ_UNROLL, peak_loop, read_loop, shape
 
 __all__ = ["fma_peak_gflops", "measure_roofs"]
 
@@ -189,8 +189,8 @@ def _data(size: int) -> npt.NDArray[np.float32]:
 
 def _llvm_roofs(threads: int) -> list[_Roof]:
     roofs = [_peak_roof(threads)]
-    lanes, _ = _shape()
-    read = _compiled("read", _read_source(lanes), ctypes.c_void_p, ctypes.c_int64)
+    lanes, _ = shape()
+    read = read_loop()
     chunk = lanes * 4 * READ_UNROLL
 
     def reader(part: npt.NDArray[np.float32]) -> Callable[[], object]:
@@ -225,100 +225,9 @@ def _in_turn(parts: list[Callable[[], object]], keep: object) -> Callable[[], ob
 
 
 def _peak_roof(threads: int) -> _Roof:
-    lanes, accumulators = _shape()
-    peak = _compiled("peak", _peak_source(lanes, accumulators), ctypes.c_int64, ctypes.c_float)
-    call = functools.partial(peak, ROUNDS, 1.0)
+    lanes, accumulators = shape()
+    call = functools.partial(peak_loop(), ROUNDS, 1.0)
     return _Roof("peak_gflops", "multiplying and adding", [call] * threads, 2e-9 * lanes * accumulators * ROUNDS)
-
-
-def _shape() -> tuple[int, int]:
-    """Lanes of the widest vector and accumulators that fill the pipelines within the registers there are."""
-    import llvmlite.binding as llvm
-
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16, 24
-    return (8, 12) if features.get("avx2") else (4, 12)
-
-
-_KEEP: list[Any] = []  # code lives as long as its engine
-
-
-@functools.cache
-def _compiled(name: str, source: str, *arguments: Any) -> Any:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(source), machine)
-    engine.finalize_object()
-    _KEEP.append(engine)
-    return ctypes.CFUNCTYPE(ctypes.c_float, *arguments)(engine.get_function_address(name))
-
-
-def _peak_source(lanes: int, accumulators: int) -> str:
-    """float peak(int64 rounds, float x): acc = acc * x + x in every accumulator, `rounds` times; their sum's first lane."""
-    v = f"<{lanes} x float>"
-    fma = f"llvm.fma.v{lanes}f32"
-    count = range(accumulators)
-    lines = [
-        f"declare {v} @{fma}({v}, {v}, {v})",
-        'define float @peak(i64 %n, float %x) "prefer-vector-width"="512" {',
-        "entry:",
-        f"  %one = insertelement {v} undef, float %x, i32 0",
-        f"  %z0 = shufflevector {v} %one, {v} undef, <{lanes} x i32> zeroinitializer",
-        # Different starts, or LLVM sees that all accumulators are the same.
-        *[f"  %z{k} = fadd {v} %z{k - 1}, %z0" for k in count[1:]],
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%i1, %loop]",
-        *[f"  %a{k} = phi {v} [%z{k}, %entry], [%b{k}, %loop]" for k in count],
-        *[f"  %b{k} = call {v} @{fma}({v} %a{k}, {v} %z0, {v} %z0)" for k in count],
-        *_end_of_loop(v, accumulators),
-    ]
-    return "\n".join(lines)
-
-
-READ_UNROLL = 8
-
-
-def _read_source(lanes: int) -> str:
-    """float read(float *p, int64 chunks): every accumulator adds a vector of each chunk of `READ_UNROLL` vectors; their sum."""
-    v = f"<{lanes} x float>"
-    count = range(READ_UNROLL)
-    lines = [
-        'define float @read(ptr %p, i64 %n) "prefer-vector-width"="512" {',
-        "entry:",
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%i1, %loop]",
-        *[f"  %a{k} = phi {v} [zeroinitializer, %entry], [%b{k}, %loop]" for k in count],
-        f"  %first = mul i64 %i, {READ_UNROLL}",
-        *[f"  %at{k} = add i64 %first, {k}" for k in count],
-        *[f"  %q{k} = getelementptr {v}, ptr %p, i64 %at{k}" for k in count],
-        *[f"  %x{k} = load {v}, ptr %q{k}, align 64" for k in count],
-        *[f"  %b{k} = fadd {v} %a{k}, %x{k}" for k in count],
-        *_end_of_loop(v, READ_UNROLL),
-    ]
-    return "\n".join(lines)
-
-
-def _end_of_loop(v: str, accumulators: int) -> list[str]:
-    """Count to n; return the first lane of the sum of the accumulators b0, b1, ..., so that none can be left out."""
-    lines = [
-        "  %i1 = add i64 %i, 1",
-        "  %more = icmp slt i64 %i1, %n",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-    ]
-    total = "%b0"
-    for k in range(1, accumulators):
-        lines.append(f"  %s{k} = fadd {v} {total}, %b{k}")
-        total = f"%s{k}"
-    return [*lines, f"  %r = extractelement {v} {total}, i32 0", "  ret float %r", "}"]
 
 
 # --- NumPy -----------------------------------------------------------------------------------------------------------

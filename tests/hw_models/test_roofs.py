@@ -1,6 +1,5 @@
 """Roofs: the loops do what they say, both ways of measuring agree in kind, and the time given is kept."""
 
-import ctypes
 import math
 import time
 
@@ -9,6 +8,7 @@ import pytest
 
 from hw_models import host, roofs
 from hw_models.host import describe_host, with_roofs
+from hw_models.roof_loops import READ_UNROLL, peak_loop, read_loop, shape
 from hw_models.roofs import fma_peak_gflops, measure_roofs
 
 llvm = pytest.importorskip("llvmlite")
@@ -16,9 +16,8 @@ NUMBERS = ("peak_gflops", "bandwidth_gbs", "l2_bandwidth_gbs", "l3_bandwidth_gbs
 
 
 def test_the_reading_loop_reads_every_number_once() -> None:
-    lanes, _ = roofs._shape()
-    read = roofs._compiled("read", roofs._read_source(lanes), ctypes.c_void_p, ctypes.c_int64)
-    data = roofs._data(lanes * 4 * roofs.READ_UNROLL * 5)
+    (lanes, _), read = shape(), read_loop()
+    data = roofs._data(lanes * 4 * READ_UNROLL * 5)
     data[:] = 0.0
     assert data.ctypes.data % 64 == 0
     for where in range(0, len(data), 7):
@@ -29,8 +28,7 @@ def test_the_reading_loop_reads_every_number_once() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 2, 10])
 def test_the_multiplying_loop_multiplies_and_adds_as_often_as_it_says(rounds: int) -> None:
-    lanes, accumulators = roofs._shape()
-    peak = roofs._compiled("peak", roofs._peak_source(lanes, accumulators), ctypes.c_int64, ctypes.c_float)
+    (_, accumulators), peak = shape(), peak_loop()
     x = 0.5
     want = 0.0
     for k in range(accumulators):

@@ -70,6 +70,25 @@ def write_artifacts(
     return target
 
 
+def write_plan(run_folder: Path, trial: int, plan: pd.DataFrame) -> None:
+    """Replace the plan of a trial, by one that was measured since, say; in one step.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    path = trial_folder(run_folder, trial) / "plan.csv"
+    scratch = path.with_name(f".plan.csv.{os.getpid()}")
+    try:
+        plan.to_csv(scratch, index=False)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror or error}; free some space or fix the rights"
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def load_weights(run_folder: Path, trial: int, model: nn.Module) -> None:
     """Load the trained weights and masks of a trial into a freshly built network, in place.
 
@@ -105,7 +124,7 @@ def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
 
 def clean_scratch(run_folder: Path) -> None:
     """Remove what killed processes left half-written."""
-    patterns = ("artifacts/.*", ".exported.*", ".*.html.*", "run.db.new*")
+    patterns = ("artifacts/.*", "artifacts/*/.plan.csv.*", ".exported.*", ".*.html.*", "run.db.new*")
     for leftover in [path for pattern in patterns for path in run_folder.glob(pattern)]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -27,7 +27,7 @@ from nas.training import TrainConfig
 
 METRICS = (
     "val_accuracy", "val_loss", "latency_ms", "latency_lo_ms", "latency_hi_ms", "params", "nnz", "density", "weight_bytes",
-    "dense_macs", "macs",
+    "dense_macs", "macs", "energy_mj",
 )  # fmt: skip
 """What a trial measures: all that can be an objective or be constrained."""
 

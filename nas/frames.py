@@ -43,6 +43,8 @@ COLUMNS: dict[str, str] = {
     "digest": "string",
     "error": "string",
     "latency_quality": "string",
+    "energy_mj": "Float64",
+    "energy_method": "string",
     "copy_of": "Int64",
     "attempts": "Int64",
 }

@@ -116,6 +116,7 @@ def _priced(runtime: Runtime, whole: pd.Series, step_ms: npt.NDArray[np.float64]
     for step, time in zip(runtime.schedule.steps, step_ms):
         if len(ms):
             ms[min(step.op, len(ms) - 1)] += time
-    frame = plan.frame().assign(ms=ms, share=ms / max(float(ms.sum()), 1e-12), source="measured")
+    share = ms / max(float(ms.sum()), 1e-12)
+    frame = plan.frame().assign(ms=share * float(whole["sum_ms"]), share=share, source="in place")
     metrics = {f"latency_{name}": float(whole[name]) for name in ("ms", "lo_ms", "hi_ms")}
     return Priced(metrics | {"latency_source": "measured", "latency_quality": str(whole["quality"])}, frame)

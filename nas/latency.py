@@ -9,9 +9,10 @@ Start with `make_pricer(config)`; `check_pricing` says before a search begins wh
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ import pandas as pd
 import torch
 from torch import nn
 
+from hw_models.descriptor import DeviceDescriptor, DeviceError, load_device
+from hw_models.energy import energy_of
+from hw_models.host import describe_host
 from hw_models.latency import Latency, measure_latency, measure_many
 from hw_models.measure import Measurer
 from hw_models.model import Estimate, LatencyModel
@@ -50,7 +54,8 @@ class Priced:
     """A network's latency, as a trial keeps it.
 
     Attributes:
-        metrics: latency_ms, latency_lo_ms, latency_hi_ms (90 % interval), latency_source, and latency_quality if it was measured.
+        metrics: latency_ms, latency_lo_ms, latency_hi_ms (90 % interval), latency_source, and latency_quality if it was measured;
+            energy_mj and energy_method, if the machine's power is known.
         plan: one row per executed operation, with its ms and its share.
     """
 
@@ -63,6 +68,9 @@ class Pricer(ABC):
 
     predicts: bool
     """Whether `price` is a prediction; then only what `measure` says may be handed out."""
+
+    def __init__(self, device: DeviceDescriptor | None = None) -> None:
+        self.device = device if device is not None else this_machine(1)
 
     @abstractmethod
     def price(self, module: nn.Module, example: torch.Tensor) -> Priced:
@@ -80,6 +88,9 @@ class Pricer(ABC):
         """Take in what was measured since the last call; True if `price` may answer differently now."""
         return False
 
+    def _with_energy(self, priced: Priced) -> Priced:
+        return replace(priced, metrics=priced.metrics | energy_metrics(priced.metrics["latency_ms"], self.device))
+
 
 class Measured(Pricer):
     """Measures every network (`hw_models.latency`).
@@ -87,24 +98,29 @@ class Measured(Pricer):
     Args:
         measurer: protocol and threads.
         table: remembers the times of single operations; default the user's.
+        device: of the energy; default this machine.
     """
 
     predicts = False
 
-    def __init__(self, measurer: Measurer, table: LayerTable | None = None) -> None:
+    def __init__(
+        self, measurer: Measurer, table: LayerTable | None = None, device: DeviceDescriptor | None = None
+    ) -> None:
+        super().__init__(device if device is not None else this_machine(measurer.threads))
         self.measurer = measurer
         self.table = table if table is not None else open_table()
 
     def price(self, module: nn.Module, example: torch.Tensor) -> Priced:
         """Measure it alone; seconds."""
         threads = self.measurer.threads
-        return _measured(measure_latency(module, example, threads=threads, table=self.table, measurer=self.measurer))
+        found = measure_latency(module, example, threads=threads, table=self.table, measurer=self.measurer)
+        return self._with_energy(_measured(found))
 
     def measure(self, networks: Networks) -> dict[int, Priced]:
         """See `Pricer.measure`."""
         threads = self.measurer.threads
         found = measure_many(networks, threads=threads, table=self.table, measurer=self.measurer)
-        return {number: _measured(latency) for number, latency in found.items()}
+        return {number: self._with_energy(_measured(latency)) for number, latency in found.items()}
 
 
 class Predicted(Pricer):
@@ -114,6 +130,7 @@ class Predicted(Pricer):
         model: of this host, runtime and number of threads.
         laboratory: measures plans, and fits the model again.
         choose: picks the kernels of a plan by the model.
+        device: of the energy; default this machine on one thread.
     """
 
     predicts = True
@@ -123,7 +140,9 @@ class Predicted(Pricer):
         model: LatencyModel,
         laboratory: Laboratory,
         choose: Callable[[Plan, Any], Plan],
+        device: DeviceDescriptor | None = None,
     ) -> None:
+        super().__init__(device)
         self.model = model
         self.laboratory = laboratory
         self.choose = choose
@@ -131,12 +150,12 @@ class Predicted(Pricer):
     def price(self, module: nn.Module, example: torch.Tensor) -> Priced:
         """Predict it, on the kernels the model finds fastest; milliseconds."""
         plan = self.choose(lower(module, example), self.model)
-        return _estimated(plan, self.model.predict(plan))
+        return self._with_energy(_estimated(plan, self.model.predict(plan)))
 
     def measure(self, networks: Networks) -> dict[int, Priced]:
         """See `Pricer.measure`. What is measured is the plan that was priced."""
         plans = {n: (self.choose(lower(module, x), self.model), x) for n, (module, x) in networks.items()}
-        return self.laboratory.measure(plans)
+        return {n: self._with_energy(priced) for n, priced in self.laboratory.measure(plans).items()}
 
     def learn(self) -> bool:
         """Fit the model again, with all that was measured on this machine."""
@@ -182,6 +201,20 @@ def _estimated(plan: Plan, estimate: Estimate) -> Priced:
         "latency_source": estimate.source,
     }
     return Priced(metrics, pd.concat([frame, times], axis=1))
+
+
+def this_machine(threads: int) -> DeviceDescriptor:
+    """The host as `nas calibrate` left it; where it left nothing that can be read, what it says about itself."""
+    try:
+        return load_device("host", threads)
+    except DeviceError:
+        return describe_host(threads)
+
+
+def energy_metrics(ms: float, device: DeviceDescriptor) -> dict[str, Any]:
+    """energy_mj and energy_method of a call of `ms` milliseconds; nothing where the device's power is not known."""
+    energy = energy_of(ms, device)
+    return {} if math.isnan(energy.mj) else {"energy_mj": energy.mj, "energy_method": energy.method}
 
 
 def constraints_of(config: RunConfig) -> tuple[Constraint, ...]:
@@ -237,10 +270,15 @@ def check_pricing(config: RunConfig, config_path: Path | None = None) -> None:
         config_path: its file, for the command that is recommended.
 
     Raises:
-        ConfigError: latencies are to be predicted, and this machine was not calibrated for that; says the command that does.
+        ConfigError: latencies are to be predicted, and this machine was not calibrated for that (says the command that does); or
+            energies are asked for, and its power is not known.
     """
     if config.latency.model == "predict" and open_model(config.latency.threads) is None:
         raise not_calibrated(config, config_path)
+    if "energy_mj" in {*config.objectives, *config.constraints}:
+        energy = energy_of(1.0, this_machine(config.latency.threads))
+        if math.isnan(energy.mj):
+            raise ConfigError(f"energy_mj cannot be an objective or a limit on this machine: {energy.note}")
 
 
 def not_calibrated(config: RunConfig, config_path: Path | None = None) -> ConfigError:
@@ -273,4 +311,5 @@ def make_pricer(config: RunConfig) -> Pricer:
     from hw_models.choices import choose_kernels
     from nas.laboratory import InPlaceLaboratory
 
-    return Predicted(model, InPlaceLaboratory(measurer), choose_kernels)
+    device = this_machine(config.latency.threads)
+    return Predicted(model, InPlaceLaboratory(measurer), choose_kernels, device)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from hw_models.measure import MeasurementError
+from nas.artifacts import write_plan
 from nas.data import Data
 from nas.errors import NasError
 from nas.latency import Priced, Pricer, constraints_of, make_pricer
@@ -74,6 +75,9 @@ def verify_front(run: Run, store: Store, data: Data, progress: Progress, pricer:
             progress.message(f"{what}: {len(networks)} network{'s' if len(networks) > 1 else ''}")
         measured = _measure(pricer, networks, progress) if networks else {}
         given_up.update(n for n in chosen if n not in measured)
+        if pricer.predicts:  # whose plan was predicted, too
+            for n, priced in measured.items():
+                write_plan(run.folder, n, priced.plan)
         with store.transaction():
             for n, priced in measured.items():
                 update(run, store, n, _replaced(run.trial(n), priced, pricer.predicts) | {"latency_verified": 1})

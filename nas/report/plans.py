@@ -37,10 +37,11 @@ class Operation:
         nnz: weights kept.
         macs: multiply-adds at this density.
         dense_macs: multiply-adds of the dense twin.
-        ms: measured time of this operation alone, None if it was not measured.
+        ms: time of this operation, None if it is not known.
         dense_ms: measured time of the dense kernel for it, None if it was not measured.
         inputs: what it reads: 0 is the network's input, k + 1 the result of operation k; () if the table does not say.
         after: operations fused behind it, e.g. ("relu",).
+        source: how ms was got: "" by timing it alone, "in place" in the running network, else what the latency model knew it from.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Operation:
     dense_ms: float | None = None
     inputs: tuple[int, ...] = ()
     after: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def weights(self) -> int:
@@ -171,6 +173,7 @@ def _operation(row: dict[Any, Any]) -> Operation:
         dense_ms=_number(row.get("dense_ms")) if has_weight else None,
         inputs=tuple(int(k) for k in _names(row.get("inputs")) if k.isdigit()),
         after=_names(row.get("post_ops")),
+        source=_text(row.get("source")),
     )
 
 

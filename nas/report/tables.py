@@ -172,10 +172,19 @@ def layer_sheet(operations: Sequence[Operation], *, title: str = "Layers") -> Sh
         title,
         tuple(columns[i] for i in keep),
         tuple(tuple(row[i] for i in keep) for row in rows),
-        ("each operation timed by itself; the whole network is measured apart",) if timed else (),
+        (_timed_how(operations),) if timed else (),
         tuple(styles),
         tuple(tuple(key[i] for i in keep) for key in keys),
     )
+
+
+def _timed_how(operations: Sequence[Operation]) -> str:
+    sources = sorted({op.source for op in operations if op.source})
+    if not sources:
+        return "each operation timed by itself; the whole network is measured apart"
+    if sources == ["in place"]:
+        return "each operation timed in its place in the running network; the whole is measured apart"
+    return f"times are predicted, each operation's from one that is: {', '.join(sources)}"
 
 
 def failure_sheet(frame: pd.DataFrame, *, limit: int = 20) -> Sheet:

@@ -64,7 +64,8 @@ class FormulaLaboratory(Laboratory):
             self.ratios.append(ms / by_work(plan))
             metrics = {"latency_ms": ms, "latency_lo_ms": ms * 0.99, "latency_hi_ms": ms * 1.01}
             found[number] = Priced(
-                {**metrics, "latency_source": "measured", "latency_quality": "ok"}, plan.frame().assign(ms=ms)
+                {**metrics, "latency_source": "measured", "latency_quality": "ok"},
+                plan.frame().assign(ms=ms / len(plan.ops), source="in place"),
             )
         return found
 

@@ -54,7 +54,8 @@ def round_trip(frame: pd.DataFrame) -> pd.DataFrame:
 
 def test_the_columns_are_those_of_the_design_in_its_order():
     assert list(COLUMNS)[: len(FROM_THE_DESIGN)] == FROM_THE_DESIGN
-    assert set(list(COLUMNS)[len(FROM_THE_DESIGN) :]) == {"latency_quality", "copy_of", "attempts"}
+    later = {"latency_quality", "energy_mj", "energy_method", "copy_of", "attempts"}
+    assert set(list(COLUMNS)[len(FROM_THE_DESIGN) :]) == later
 
 
 @pytest.mark.parametrize("n", [0, 1, 30])
@@ -130,10 +131,10 @@ def test_numbers_keep_every_digit_and_infinities():
 
 def test_a_metric_without_a_column_gets_one_before_the_decisions():
     frame = trials_frame(
-        [trial(0, {"width": 3}, metrics={"energy_mj": 1.5}), trial(1, {"width": 4}, metrics={"note": "x"})]
+        [trial(0, {"width": 3}, metrics={"balance_db": 1.5}), trial(1, {"width": 4}, metrics={"note": "x"})]
     )
-    assert list(frame.columns[len(COLUMNS) :]) == ["energy_mj", "note", ARCH + "width"]
-    assert frame["energy_mj"].dtype == "Float64"
+    assert list(frame.columns[len(COLUMNS) :]) == ["balance_db", "note", ARCH + "width"]
+    assert frame["balance_db"].dtype == "Float64"
     assert frame["note"].tolist() == [pd.NA, "x"]
 
 
@@ -192,4 +193,4 @@ def test_complete_keeps_only_finished_feasible_rows_with_finite_objectives():
 
 
 def test_numbers_of_a_column_that_is_not_there_are_all_missing():
-    assert np.isnan(numbers(trials_frame([trial(0)]), "energy_mj")).tolist() == [True]
+    assert np.isnan(numbers(trials_frame([trial(0)]), "balance_db")).tolist() == [True]

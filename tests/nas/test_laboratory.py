@@ -67,7 +67,7 @@ def test_every_measurement_is_kept_before_anybody_sees_it(measured) -> None:
 def test_a_measured_network_says_where_its_time_goes(measured) -> None:
     for priced in measured[1].values():
         assert priced.metrics["latency_source"] == "measured"
-        assert set(priced.plan["source"]) == {"measured"}
+        assert set(priced.plan["source"]) == {"in place"}
         assert priced.plan["share"].sum() == pytest.approx(1.0)
         assert (priced.plan["ms"] >= 0).all()
 

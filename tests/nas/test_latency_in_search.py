@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ import nas.driver
 import nas.evaluate
 import nas.latency
 import nas.verify
+from hw_models.energy import energy_of
 from nas import load_run, search
 from nas.config import load_config
 from nas.errors import ConfigError
-from nas.latency import Measured, Predicted, constraints_of, make_pricer
+from nas.latency import Measured, Predicted, constraints_of, energy_metrics, make_pricer, this_machine
 from nas.objectives import violations
 from nas.optimism import optimism
+from nas.report.plans import read_plan
+from nas.report.tables import layer_sheet, pareto_sheet, results_sheet, searcher_sheet
 from nas.run import Run
 from nas.store import Store
 from ops.plan import Plan
@@ -100,6 +104,28 @@ def test_every_network_handed_out_was_measured_however_wrong_the_model(searched:
     if truth is by_work:  # a front that stays is measured and nothing else
         assert set(measured) == set(front["trial"])
         assert len(measured) < run.frame()["copy_of"].isna().sum()
+
+
+def test_tables_say_what_was_measured_what_was_predicted_and_how_far_apart_they_were(
+    searched: Path, tmp_path: Path
+) -> None:
+    laboratory = FormulaLaboratory(
+        truth=lambda plan: 1.2 * by_work(plan), refitted=lambda ratios: FormulaModel(factor=float(np.mean(ratios)))
+    )
+    run = go(copied(searched, tmp_path), formula_pricer(laboratory=laboratory))
+    frame, front = run.frame(), run.pareto()
+    how = {number: layer_sheet(read_plan(run.plan_frame(number))).notes[0] for number in frame["trial"]}
+    verified = frame.set_index("trial")["latency_verified"].eq(1).fillna(False)
+    assert all(("in its place in the running network" in note) == verified[n] for n, note in how.items())
+    assert all(("predicted" in note) != verified[n] for n, note in how.items())
+    for sheet in (results_sheet(frame, run.objectives), searcher_sheet(frame, run.objectives)):
+        (note,) = (note for note in sheet.notes if "measured / predicted latency" in note)
+        assert "1.200 (geometric mean of" in note
+    assert "measured" in pareto_sheet(front, run.objectives).notes[0]
+    unmeasured = int(frame["trial"][~verified].iloc[0])
+    for number, how_got in ((int(front["trial"].iloc[0]), "measured milli"), (unmeasured, "predicted milli")):
+        run.export(number, tmp_path / str(number))
+        assert how_got in (tmp_path / str(number) / "card.md").read_text()
 
 
 def test_a_front_that_changes_with_every_measurement_is_followed_to_its_end(searched: Path, tmp_path: Path) -> None:
@@ -239,6 +265,39 @@ def test_what_breaks_the_limit_when_measured_is_infeasible(searched: Path, tmp_p
     assert len(over) > 0
     assert set(over["state"]) == {"infeasible"}
     assert (run.pareto()["latency_hi_ms"] <= limit).all()
+
+
+def test_energy_is_the_power_of_the_machine_times_the_latency(searched: Path, tmp_path: Path) -> None:
+    for run in (load_run(searched / "run"), go(copied(searched, tmp_path), formula_pricer())):
+        frame = run.frame()
+        watts = frame["energy_mj"] / frame["latency_ms"]
+        assert watts.to_numpy(dtype=float) == pytest.approx(float(watts.iloc[0]))
+        assert float(watts.iloc[0]) == pytest.approx(energy_of(1.0, this_machine(1)).mj)
+        assert set(frame["energy_method"]) == {"constant power"}
+
+
+def test_energy_can_be_an_objective_and_a_limit(tmp_path: Path) -> None:
+    watts = energy_of(1.0, this_machine(1)).mj
+    limit = 0.016 * watts
+    objectives = {"objectives": {"val_accuracy": "max", "energy_mj": "min"}, "constraints.energy_mj": f"<= {limit}"}
+    with priced_by(formula_pricer()):
+        settings = {"latency.model": "predict", **objectives}
+        config = write_config(tmp_path, workers=0, trials=4)
+        run = search(config, overrides=settings, out=tmp_path / "run", quiet=True)
+    front, frame = run.pareto(), run.frame()
+    assert (front["energy_mj"] <= limit).all()
+    assert (front["latency_verified"] == 1).all()
+    assert (frame[frame["state"] == "infeasible"]["energy_mj"] > limit).all()
+
+
+def test_energy_cannot_be_asked_for_where_no_power_is_known(tmp_path: Path, monkeypatch) -> None:
+    unknown = replace(this_machine(1), peak_w=math.nan, power_w=math.nan)
+    monkeypatch.setattr(nas.latency, "this_machine", lambda threads: unknown)
+    assert energy_metrics(1.0, unknown) == {}
+    overrides = {"objectives": {"val_accuracy": "max", "energy_mj": "min"}}
+    with pytest.raises(ConfigError, match=r"energy_mj cannot be an objective or a limit on this machine: .*peak_w"):
+        search(write_config(tmp_path), overrides=overrides, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 # -- before a search begins ---------------------------------------------------------------------------------------------

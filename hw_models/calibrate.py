@@ -36,7 +36,7 @@ from hw_models.roofs import measure_roofs
 from hw_models.sentinels import sentinel_calls
 from hw_models.store import Epoch, MeasurementStore
 from hw_models.workload import workload
-from ops.plan import Plan, PlanError, lower
+from ops.plan import Choose, Plan, PlanError, lower, rule_of_thumb
 from ops.runtime import Runtime
 from ops.schedule import schedule
 
@@ -53,11 +53,22 @@ ROOFS_S = 3.0
 FIT_S, FIT_PER_NETWORK_S = 3.0, 0.04  # of the budget kept for fitting
 
 
+# How candidates are planned: mostly as the runtime would, else all dense through torch or all portable, because those are asked
+# for when kernels are chosen.
+KERNELS: tuple[Choose, ...] = (
+    rule_of_thumb,
+    lambda op, legal: "torch",
+    lambda op, legal: "portable" if "portable" in legal else legal[-1],
+)
+KERNEL_SHARES = (0.72, 0.16, 0.12)
+
+
 @dataclass
 class _Pool:
     """Candidates that were lowered but not measured."""
 
     source: Iterator[Candidate]
+    rng: np.random.Generator
     waiting: list[tuple[Candidate, Plan]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -69,7 +80,8 @@ class _Pool:
                 return
             name, module, example = candidate
             try:
-                self.waiting.append((candidate, lower(module, example)))
+                choose = KERNELS[int(self.rng.choice(len(KERNELS), p=KERNEL_SHARES))]
+                self.waiting.append((candidate, lower(module, example, choose)))
             except PlanError as error:
                 self.failed.append(f"{name}: {error}")
 
@@ -114,7 +126,7 @@ def calibrate(
     device = _roofs(threads, min(ROOFS_S, 0.2 * budget_s), tell)
     epoch = _epoch(store, runtime, threads, budget_s, tell)
     rng = np.random.default_rng([seed, len(store.observations(runtime)[1])])
-    pool = _Pool(_mixed(candidates, seed, batch, rng))
+    pool = _Pool(_mixed(candidates, seed, batch, rng), rng)
     wanted = Wanted()
     wanted.seen(store.observations(runtime)[0])
     measured = _measure(pool, wanted, store, epoch, device, start + budget_s, threads, rng, tell)

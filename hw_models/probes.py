@@ -27,6 +27,7 @@ Probe = tuple[str, nn.Module, torch.Tensor]  # name, network in eval mode with m
 
 PATTERNS = ("unstructured", "unstructured", "4x1", "16x1", "1x4", "2:4", "channel")
 LEAST_DENSITY = 0.01
+DENSE = 0.18  # of the probes are dense throughout: then torch runs pooling, sums and activations as well
 SIZES = (8, 16, 32, 64)
 MOST_WEIGHTS = 600_000  # of one convolution
 MOST_MACS = 60e6  # of one convolution, dense
@@ -57,7 +58,8 @@ def probe(rng: random.Random, batch: int = 1) -> Probe:
             network, shape = _mlp(rng)
         else:
             network, shape = _convolutions(rng, kind)
-        randomise_sparsity_(network, rng)
+        if rng.random() >= DENSE:
+            randomise_sparsity_(network, rng)
         return f"probe: {kind}", network.eval(), torch.rand(batch, *shape)
 
 
@@ -118,16 +120,19 @@ def _mlp(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     act = rng.choice(ACTIVATIONS)
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if rng.random() < 0.3 else []), act()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], rng.choice((2, 10, 100)))), (widths[0],)
+    first = [nn.Flatten()] if rng.random() < 0.6 else []
+    return nn.Sequential(*first, *layers, nn.Linear(widths[-1], rng.choice((2, 10, 100)))), (widths[0],)
 
 
 def _convolutions(rng: random.Random, kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     size, colours = rng.choice(SIZES), rng.choice((1, 3, 3))
-    height, width = size, size if rng.random() < 0.85 else max(4, size - rng.randint(1, 4))
+    odd = kind != "cells" and rng.random() < 0.2  # some candidates of cells can only halve what is even
+    height, width = size, max(4, size - rng.randint(1, 4)) if odd else size
     act = rng.choice(ACTIVATIONS)
     channels = _channels(rng, 8, 96)
-    layers: list[nn.Module] = [_conv(colours, channels, 3, rng.choice((1, 1, 2)) if size >= 32 else 1, 1, act)]
-    place = size
+    stride = rng.choice((1, 1, 2)) if size >= 32 else 1
+    layers: list[nn.Module] = [_conv(colours, channels, 3, stride, 1, act)]
+    place = size // stride
     for _ in range(rng.randint(3, 7)):
         stride = 2 if place > 4 and rng.random() < 0.3 else 1
         wider = stride == 2 or rng.random() < 0.3

@@ -27,6 +27,7 @@ from hw_models.analytical import AnalyticalModel
 from hw_models.calibration_report import CalibrationReport
 from hw_models.descriptor import DeviceDescriptor, host_path, load_device, save_device
 from hw_models.device import runtime_id
+from hw_models.energy import calibrate_power
 from hw_models.host import describe_host, with_roofs
 from hw_models.measure import MeasurementError, Measurer
 from hw_models.observe import Observed, observe
@@ -189,6 +190,8 @@ class _Teller:
 def _roofs(threads: int, budget_s: float, tell: _Teller) -> DeviceDescriptor:
     tell("peak and bandwidth")
     device = with_roofs(describe_host(threads), measure_roofs(threads, budget_s))
+    sparse = list(sentinel_calls(threads).values())[-1]
+    device = calibrate_power(device, sparse, seconds=min(2.0, 0.3 * budget_s))  # where a counter can be read
     save_device(device, host_path(threads))
     return device
 

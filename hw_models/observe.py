@@ -115,7 +115,7 @@ def _network(found: InPlace, digest: str, group: str, threads: int) -> dict[str,
     whole = found.whole
     return {
         "ms": whole.floor_ms,
-        "lo_ms": whole.lo_ms,
+        "lo_ms": max(whole.lo_ms, 1e-6),  # 0 where the rounds disagree by all of the time
         "hi_ms": whole.hi_ms,
         "median_ms": whole.median_ms,
         "p90_ms": whole.p90_ms,

@@ -189,8 +189,12 @@ class SqliteFile:
                 db.execute("PRAGMA journal_mode=WAL")  # does not wait for others by itself, hence the loop
                 db.execute(f"PRAGMA synchronous={self.synchronous}")
                 there = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-                if not there.issuperset(wanted):
-                    db.executescript(self.schema)
+                if not there:
+                    db.executescript(f"BEGIN IMMEDIATE; {self.schema} COMMIT;")
+                elif not there.issuperset(wanted):
+                    raise sqlite3.DatabaseError(
+                        f"not a database of ours, it has tables of something else: {', '.join(sorted(there))}"
+                    )
                 db.execute("BEGIN IMMEDIATE")  # can it be written?
                 db.rollback()
                 return db

@@ -285,6 +285,8 @@ def test_the_same_network_at_another_batch_size_is_another(tmp_path: Path) -> No
     steps, networks, _ = measured(2)
     store.add_networks(opened(store), steps, networks.assign(digest="a", batch=[1, 8]))
     assert store.noise("cpu/t1").empty
+    assert store.noise("cpu/t1", across_epochs=True).empty
+    assert len(store.pick_for_remeasure("cpu/t1", 1.0)) == 2
 
 
 def test_a_share_of_the_networks_is_picked_to_be_measured_again_those_seldom_measured_first(tmp_path: Path) -> None:

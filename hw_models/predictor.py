@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from hw_models.analytical import AnalyticalModel
 from hw_models.choices import choose_kernels
@@ -116,12 +117,13 @@ class Predictor(LatencyModel):
                 Spread(),
                 Conformal.fit([], [], []),
             )
-        correction = NetworkModel.fit(networks, seed)
-        table = StepTable.fit(observed)
-        learned = StepModel.fit(observed, seed=seed)
-        shifts = _shifts(observed, learned.predict(observed)[0])
-        judged = left_out(observed, networks, learned, correction, seed)
-        spread, conformal = judged.fit()
+        with threadpool_limits(limits=1):  # small matrices: threads that wait for each other cost more than they bring
+            correction = NetworkModel.fit(networks, seed)
+            table = StepTable.fit(observed)
+            learned = StepModel.fit(observed, seed=seed)
+            shifts = _shifts(observed, learned.predict(observed)[0])
+            judged = left_out(observed, networks, learned, correction, seed)
+            spread, conformal = judged.fit()
         facts = {
             "networks": len(networks),
             "steps": len(table.exact),

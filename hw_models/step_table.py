@@ -56,7 +56,9 @@ class StepTable:
         exact["ms"] = np.exp(exact["log"])
         # the mean of n, and the spread of the one that is asked for
         exact["sigma"] = spread * np.sqrt(1 + 1 / exact["count"])
-        curves = {str(name): _curve(rows, spread) for name, rows in observed.groupby("curve", sort=False)}
+        density, ms = observed["density"].to_numpy(float), observed["ms"].to_numpy(float)
+        rows = observed.groupby("curve", sort=False).indices
+        curves = {str(name): _curve(density[at], ms[at], spread) for name, at in rows.items()}
         return cls(exact[["ms", "sigma", "count"]], curves, spread, _lookup(exact))
 
     def price(self, steps: pd.DataFrame) -> tuple[Floats, Floats, npt.NDArray[np.int8]]:
@@ -114,6 +116,7 @@ def _pooled(exact: pd.DataFrame) -> float:
     return max(LEAST_SPREAD, float(np.sqrt(np.average(several["var"].clip(upper=0.09), weights=several["count"] - 1))))
 
 
-def _curve(rows: pd.DataFrame, spread: float) -> Curve:
-    sigma = np.full(len(rows), spread)
-    return Curve.fit(rows["density"].to_numpy(float), rows["ms"].to_numpy(float), sigma)
+def _curve(density: Floats, ms: Floats, spread: float) -> Curve:
+    if len(ms) == 1:  # most of them: what `Curve.fit` makes of a single point, at a hundredth of its cost
+        return Curve(density, ms, np.full(1, spread), 0.0, None, np.ones(1, np.int64))
+    return Curve.fit(density, ms, np.full(len(ms), spread))

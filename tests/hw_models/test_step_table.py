@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hw_models.curves import Curve
 from hw_models.step_table import SPREAD, StepTable
 
 
@@ -59,3 +60,12 @@ def test_json_there_and_back() -> None:
     again = StepTable.from_dict(json.loads(json.dumps(table.to_dict())))
     for a, b in zip(table.price(SEEN), again.price(SEEN)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_single_point_makes_the_curve_that_fitting_it_would() -> None:
+    table = StepTable.fit(SEEN)
+    fitted = Curve.fit([1.0], [2.0], [table.spread])
+    found = table.curves["b"]
+    for name, value in fitted.to_dict().items():
+        assert found.to_dict()[name] == (None if value is None else pytest.approx(value))
+    assert found.predict(0.5) == fitted.predict(0.5)

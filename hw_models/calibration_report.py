@@ -13,6 +13,7 @@ from hw_models.store import Epoch
 
 __all__ = ["CalibrationReport"]
 
+BUSY = 0.75  # load average per core, from which on measurements suffer
 _MEANING = {
     "measured": "every step was measured before",
     "interpolated": "shapes were measured, densities lie between",
@@ -62,6 +63,12 @@ class CalibrationReport:
             changes = ", ".join(f"{name} {change:+.1%}" for name, change in self.epoch.moved.items())
             lines.append(
                 f"the machine is not as it was ({changes}): a new epoch of measurements was begun; earlier ones are kept, not used"
+            )
+        load, cores = self.epoch.environment.get("load_1min") or 0.0, self.epoch.environment.get("cores") or 1
+        if load > BUSY * cores:
+            lines.append(
+                f"the machine was busy (load average {load:.1f} on {cores} cores): times are too long where that could not be "
+                "waited out; calibrate again when it is quiet"
             )
         lines += self._expected()
         if self.failed:

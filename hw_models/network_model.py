@@ -1,10 +1,10 @@
 """From the sum of a network's steps to its whole time: `NetworkModel.fit(networks)`.
 
-    whole = a * sum of steps + b * calls from Python + c * steps + d,        a near 1, all non-negative,
+    whole = a * sum of steps + b * calls from Python + c * steps + d * bytes handed over + e,     a near 1, all non-negative,
 
 times a residual of the network's features where cross-validation says that it helps. Sums alone miss what happens between steps and
 over-count where every step was measured with overhead of its own. Source: the additive backbone with a learned residual
-as in section 2.1 of the survey this follows; relative least squares, shrunk to a = 1, b = c = d = 0.
+as in section 2.1 of the survey this follows; relative least squares, shrunk to a = 1 and nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["NetworkModel"]
 
 Floats = npt.NDArray[np.float64]
 
-TERMS = ("sum_ms", "calls", "steps", "one")
-# What the coefficients are shrunk to and how much of one is an ordinary deviation from it: 10 %, 5 us, 0.05 us, 10 us.
-PRIOR = np.array([1.0, 0.0, 0.0, 0.0])
-SCALE = np.array([0.1, 0.005, 0.00005, 0.01])
+TERMS = ("sum_ms", "calls", "steps", "handed_bytes", "one")
+# What the coefficients are shrunk to and how much of one is an ordinary deviation from it: 10 %, 5 us, 0.05 us, 1 us a page, 10 us.
+PRIOR = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
+SCALE = np.array([0.1, 0.005, 0.00005, 0.001 / 4096, 0.01])
 STRENGTH = 0.02  # relative error of a network that weighs as much as one such deviation
 ENOUGH = 50  # networks, for a residual to be tried
 RIDGE = 3.0
@@ -36,7 +36,7 @@ class NetworkModel:
     """The correction of a sum.
 
     Attributes:
-        coefficients: float[4], of `TERMS`: the sum, ms per call, ms per step, ms.
+        coefficients: float[5], of `TERMS`: the sum, ms per call, ms per step, ms per byte, ms.
         residual: float[features + 1] of a ridge regression of the log ratio on standardised features; empty if it does not pay.
         centre, scale: float[features] of the standardisation.
         error: relative error (root mean square, log space) on the networks it was fitted to, cross-validated.
@@ -53,7 +53,8 @@ class NetworkModel:
         """Fit to measured networks.
 
         Args:
-            networks: ms (whole), sum_ms (of its steps, measured in place), calls, steps, weight_bytes, arena_bytes.
+            networks: ms (whole), sum_ms (of its steps, measured in place), calls, steps, weight_bytes, arena_bytes, handed_bytes
+                (default 0).
 
         Returns:
             The sum itself (a = 1) where there are no networks.
@@ -99,8 +100,8 @@ class NetworkModel:
 
 
 def _terms(networks: pd.DataFrame) -> Floats:
-    one = np.ones(len(networks))
-    return np.column_stack([networks[name].to_numpy(float) for name in TERMS[:-1]] + [one])
+    full = networks.reindex(columns=list(TERMS), fill_value=0.0).assign(one=1.0)
+    return full.fillna(0.0).to_numpy(float)
 
 
 def _features(networks: pd.DataFrame) -> Floats:

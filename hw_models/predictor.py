@@ -254,6 +254,8 @@ def _checked(observed: pd.DataFrame, networks: pd.DataFrame) -> tuple[pd.DataFra
     if "sum_ms" not in networks or networks["sum_ms"].isna().any():
         sums = (observed["ms"] * observed["count"]).groupby(observed["network"]).sum()
         networks = networks.assign(sum_ms=sums.reindex(networks.index).fillna(networks["ms"]))
+    networks = _reached(networks)
+    observed = observed[observed["network"].isin(networks.index)].reset_index(drop=True)
     if "group" not in networks:
         networks = networks.assign(group=[str(i) for i in networks.index])
     return observed, networks
@@ -268,3 +270,11 @@ def load_predictor(threads: int = 1) -> Predictor | None:
     from hw_models import predictor_files  # late: it imports this module
 
     return predictor_files.of_host(threads)
+
+
+def _reached(networks: pd.DataFrame) -> pd.DataFrame:
+    """Without those whose floor no second round confirmed, if enough others are left."""
+    if "quality" not in networks:
+        return networks
+    reached = networks[networks["quality"] != "unreached"]
+    return reached if len(reached) >= max(10, len(networks) // 2) else networks

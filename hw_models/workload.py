@@ -38,7 +38,8 @@ STEP_NUMBERS = (
 # pixels; channels; positions = output pixels x batch; window = kernel height x width.
 STEP_COLUMNS = (*STEP_TEXTS, *STEP_NUMBERS)
 # Of a network: steps executed, calls from Python (programs and operations of torch), bytes of packed weights and of working memory.
-NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "batch")
+# Handed over: bytes of the tensors that compiled steps fill for torch, new memory every time.
+NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "handed_bytes", "batch")
 
 # Bytes per kept weight, about: value and offset; value, and the instruction that loads and multiplies.
 _PACKED = {"portable": 8.0, "specialised": 14.0, "torch": 4.0}
@@ -136,6 +137,7 @@ def workload(plans: Sequence[Plan | Schedule], names: Sequence[str] | None = Non
                 "calls": float(_calls(scheduled)),
                 "weight_bytes": bytes_,
                 "arena_bytes": float(scheduled.arena),
+                "handed_bytes": float(_handed(scheduled)),
                 "batch": float(shape[0] if shape else 1),
             }
         )
@@ -165,6 +167,12 @@ def _calls(scheduled: Schedule) -> int:
         count += not (compiled and running)
         running = compiled
     return count
+
+
+def _handed(scheduled: Schedule) -> int:
+    """Bytes of torch's tensors that compiled steps write."""
+    made = [s.writes for s in scheduled.steps if s.kind not in ("torch", "fetch") and s.writes is not None]
+    return sum(4 * math.prod(copy.shape) for copy in made if copy.form == "torch")
 
 
 def _torch_row(op: PlannedOp) -> dict[str, Any]:

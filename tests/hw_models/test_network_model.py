@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw_models.network_model import ENOUGH, NetworkModel
+from hw_models.network_model import ENOUGH, TERMS, NetworkModel
 
-TRUTH = np.array([1.03, 0.0015, 0.00006, 0.005])
+TRUTH = np.array([1.03, 0.0015, 0.00006, 1e-7, 0.005])
 
 
 def _networks(count: int, seed: int = 0, noise: float = 0.01) -> pd.DataFrame:
@@ -20,9 +20,10 @@ def _networks(count: int, seed: int = 0, noise: float = 0.01) -> pd.DataFrame:
             "steps": rng.integers(4, 300, count).astype(float),
             "weight_bytes": np.exp(rng.uniform(8, 15, count)),
             "arena_bytes": np.exp(rng.uniform(8, 14, count)),
+            "handed_bytes": rng.choice([40.0, 4e3, 6e4, 3e5], count),
         }
     )
-    table = np.column_stack([frame["sum_ms"], frame["calls"], frame["steps"], np.ones(count)])
+    table = np.column_stack([frame[name] for name in TERMS[:-1]] + [np.ones(count)])
     return frame.assign(ms=(table @ TRUTH) * np.exp(noise * rng.standard_normal(count)))
 
 
@@ -71,3 +72,8 @@ def test_json_there_and_back() -> None:
     again = NetworkModel.from_dict(json.loads(json.dumps(model.to_dict())))
     np.testing.assert_array_equal(again.predict(frame), model.predict(frame))
     assert again.error == model.error
+
+
+def test_measurements_of_before_know_nothing_of_bytes_handed_over() -> None:
+    old = _networks(60).drop(columns="handed_bytes")
+    assert np.isfinite(NetworkModel.fit(old).predict(old)).all()

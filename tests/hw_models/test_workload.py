@@ -113,3 +113,10 @@ def test_calls_count_what_python_calls() -> None:
 def test_each_plan_needs_a_name() -> None:
     with pytest.raises(ValueError, match="1 plans need as many names, got 2"):
         workload([lower(_conv(0.2), X)], ["a", "b"])
+
+
+def test_bytes_handed_over_are_those_of_tensors_that_kernels_fill_for_torch() -> None:
+    plan = lower(_conv(0.1), X)
+    assert workload([plan]).networks["handed_bytes"].iloc[0] == 4 * 16 * 8 * 8
+    dense = lower(_conv(1.0), X, choose=lambda op, kernels: "torch")
+    assert workload([dense]).networks["handed_bytes"].iloc[0] == 0

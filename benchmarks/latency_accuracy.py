@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -106,14 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return Predictor.fit(steps, measured, runtime=runtime, threads=chosen.threads)
 
         frames = observed(work, use.records, chosen.threads)
-        left_out = predicting.by_others(work, use.records, frames, fold, fit, say)
+        left_out, fitted = predicting.by_others(work, use.records, frames, fold, fit, say)
         model: Predictor | None = None
         if budget > 0:
             model = calibrated.calibrated(chosen.store, budget, chosen.threads, chosen.batch, say)
         found = None
         if chosen.search:
-            found = search_check.returned_again(chosen.store, _limits(left_out), chosen.threads, say)
-    rows, more, unseen = _figures(use, work, kernels, left_out, model, fit(*frames))
+            found = search_check.returned_again(chosen.store, chosen.threads, say)
+    rows, more, unseen = _figures(use, work, kernels, left_out, model, fitted)
     if found is not None:
         more += tables.wide("search", search_check.figures(found))
     facts = _facts(chosen, use, kernels)
@@ -145,14 +144,12 @@ def _figures(
         known = splits.known_share(work, step_ms, set(model.table.curves))
         unseen = predicting.by(model, work, use.records, known)
         rows += tables.scored("unseen shapes", unseen[unseen["known"] <= splits.UNSEEN], pairs)
-    whole = noise.twice(use.halves)["off"]
     more = [
-        *tables.wide("measured twice", {"typical": kernels["off"].median(), "worst": kernels["off"].max()}),
-        *tables.wide("networks twice", {"typical": whole.median(), "p90": whole.quantile(0.9), "worst": whole.max()}),
+        *tables.wide("measured twice", tables.spread(kernels["off"])),
+        *tables.wide("networks twice", tables.spread(noise.twice(use.halves)["off"])),
     ]
     if use.again:
-        again = noise.twice(use.again)["off"]
-        more += tables.wide("networks again", {"n": float(len(again)), "typical": again.median(), "worst": again.max()})
+        more += tables.wide("networks again", tables.spread(noise.twice(use.again)["off"]))
     many = predicting.tiled(work, SPEED_NETWORKS)
     speed = {
         "per_second": predicting.per_second(fitted, many),
@@ -182,12 +179,6 @@ def _facts(chosen: argparse.Namespace, use: Chosen, kernels: pd.DataFrame) -> di
         else "even against odd rounds",
         "folds": str(chosen.folds),
     }
-
-
-def _limits(predictions: pd.DataFrame) -> list[float]:
-    """Latency limits for searches in small convolutional networks: quartiles of those measured here, two digits."""
-    small = predictions.loc[predictions["setting"] == "convnet-8", "measured_ms"]
-    return [float(f"{limit:.2g}") for limit in np.quantile(small, (0.25, 0.5, 0.75))]
 
 
 def _print(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hw_models.calibrate import calibrate, fit_from_store
 from hw_models.device import runtime_id
 from hw_models.predictor import Predictor
 from hw_models.store import MeasurementStore
@@ -48,10 +49,7 @@ def calibrated(
     with cache_at(folder):
         measurements = folder / "measurements.sqlite"
         if not done.exists():
-            from hw_models.calibrate import calibrate
-
             measurements.unlink(missing_ok=True)  # of an interrupted calibration: the budget is for one
             calibrate(budget_s, threads=threads, batch=batch, store=MeasurementStore(measurements), progress=progress)
             done.write_text(json.dumps({"budget_s": budget_s, "runtime": runtime, "batch": batch}))
-        steps, networks = MeasurementStore(measurements).observations(runtime)
-        return Predictor.fit(steps, networks, runtime=runtime, threads=threads)
+        return fit_from_store(MeasurementStore(measurements), threads=threads)

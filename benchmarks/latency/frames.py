@@ -44,21 +44,23 @@ def observed(work: Workload, records: Sequence[Record], threads: int) -> tuple[p
             )
         kinds, at = np.unique(ids, return_inverse=True)
         count = np.bincount(at)
-        low, typical = rounds.min(axis=0), np.median(rounds, axis=0)
-        ms = np.maximum(np.bincount(at, low) / count, LEAST_MS)
+        low = np.maximum(rounds.min(axis=0), LEAST_MS)
+        spread = np.bincount(at, np.percentile(rounds, 75, axis=0) / low) / count
+        ms = np.bincount(at, low) / count
         rows.append(
             work.steps.iloc[kinds].assign(
                 ms=ms,
                 lo_ms=ms,
-                hi_ms=np.maximum(np.bincount(at, typical) / count, ms),
+                hi_ms=ms * np.maximum(spread, 1.0),
                 count=count.astype(float),
                 network=network,
                 quality=record.quality,
             )
         )
-    whole = ("ms", "lo_ms", "hi_ms", "median_ms", "p90_ms", "quality", "sum_ms", "group")
+    whole = ("ms", "lo_ms", "hi_ms", "median_ms", "p90_ms", "quality", "group")
     networks = work.networks[list(NETWORK_COLUMNS)].assign(
         threads=threads,
+        sum_ms=[float(record.step_ms().sum()) for record in records],
         digest=[record.name for record in records],
         **{name: [getattr(record, name) for record in records] for name in whole},
     )

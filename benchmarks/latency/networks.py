@@ -5,7 +5,8 @@ Network i of a benchmark is the same however many there are, so that a longer be
 Architectures come in pairs of specs that differ in their zeros alone: a split must keep them together (`Spec.group`).
 
 Zeros are drawn layer by layer: a density between 0.01 and 1 around one of the network's own, a pattern for the whole network or one
-for each layer. Half of the networks take densities from a grid, as spaces offer them, half any density. A tenth is dense.
+for each layer; in a tenth of the networks the rare patterns take part. Half of the networks take densities from a grid, as spaces
+offer them, half any density. A tenth is dense.
 
 Start with `specs` and `Spec.build`.
 """
@@ -27,12 +28,23 @@ from ops.layers import SparseConv2d, SparseLinear, draw_masks_, is_depthwise, sp
 from ops.patterns import parse_pattern
 from search_spaces import Architecture, Space, get_space
 
-__all__ = ["DENSITIES", "PATTERNS", "SETTINGS", "Setting", "Spec", "draw_targets_", "space_of", "specs"]
+__all__ = [
+    "DENSITIES",
+    "PATTERNS",
+    "RARE_PATTERNS",
+    "SETTINGS",
+    "Setting",
+    "Spec",
+    "draw_targets_",
+    "space_of",
+    "specs",
+]
 
 DENSITIES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 0.01)  # the grid
 LEAST = 0.01
-PATTERNS = ("unstructured", "4x1", "16x1", "1x4", "2:4", "1:4", "channel")
-DENSE_NETWORKS, DENSE_LAYERS, DENSE_ENDS, SPARSE_DEPTHWISE = 0.1, 0.1, 0.7, 0.25  # probabilities
+PATTERNS = ("unstructured", "4x1", "2:4")  # those that the spaces offer
+RARE_PATTERNS = ("16x1", "1x4", "1:4", "channel")
+DENSE_NETWORKS, DENSE_LAYERS, DENSE_ENDS, SPARSE_DEPTHWISE, RARE = 0.1, 0.1, 0.7, 0.2, 0.1  # probabilities
 
 
 @dataclass(frozen=True)
@@ -54,21 +66,26 @@ class Setting:
     share: int = 1
 
 
-_CONVNET: dict[str, Any] = {"stages": 3, "depths": (1, 2)}
+def _convnet(size: int, channels: int, widths: tuple[int, ...], share: int, **more: Any) -> Setting:
+    options = {"stages": 3, "depths": (1, 2), "kernels": (3,), "widths": widths, **more}
+    return Setting(f"convnet-{size}", "convnet", (channels, size, size), options, share)
+
+
+# Few enough choices each that some dozen architectures hold most of the shapes there are, as measurements of a calibrated space do.
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
-        Setting("convnet-8", "convnet", (1, 8, 8), {"stages": 2, "stem": 8, "widths": (8, 16, 32), "kernels": (3,)}),
-        Setting("convnet-14", "convnet", (1, 14, 14), _CONVNET, share=3),
-        Setting("convnet-32", "convnet", (3, 32, 32), {"stages": 3, "kernels": (3,)}, share=3),
-        Setting("convnet-64", "convnet", (3, 64, 64), {**_CONVNET, "widths": (32, 96), "kernels": (3,)}, share=2),
+        _convnet(8, 1, (16, 32), 2, stages=2, stem=8),
+        _convnet(14, 1, (16, 32), 3, blocks=("conv", "separable")),
+        _convnet(32, 3, (32, 64), 3, blocks=("conv", "mbconv")),
+        _convnet(64, 3, (32,), 2, depths=(1, 2, 3)),
         Setting("nasbench201-32", "nasbench201", (3, 32, 32), {"cells": 3}, share=2),
-        Setting("nasbench201-16", "nasbench201", (3, 16, 16), {"cells": 2, "channels": 32}),
+        Setting("nasbench201-16", "nasbench201", (3, 16, 16), {"cells": 2, "channels": 32}, share=2),
         Setting("darts-32", "darts", (3, 32, 32), share=2),
         Setting("darts-14", "darts", (1, 14, 14), {"cells": 5, "channels": 24}),
         Setting("nasnet-32", "nasnet", (3, 32, 32), {"cells": 1}, share=2),
         Setting("mlp-64", "mlp", (64,)),
-        Setting("mlp-784", "mlp", (784,), {"widths": (128, 256, 512, 1024)}),
+        Setting("mlp-784", "mlp", (784,), {"widths": (128, 256, 512), "max_depth": 2}),
     )
 }
 
@@ -149,12 +166,13 @@ def draw_targets_(network: nn.Module, rng: random.Random) -> None:
     centre = math.exp(rng.uniform(math.log(LEAST), 0.0))
     spread = rng.choice((0.0, 0.5, 1.0))
     grid = rng.random() < 0.5
-    of_network = rng.choice(PATTERNS) if rng.random() < 0.5 else None
+    patterns = PATTERNS + RARE_PATTERNS if rng.random() < RARE else PATTERNS
+    of_network = rng.choice(patterns) if rng.random() < 0.5 else None
     for i, (name, layer) in enumerate(layers):
         density = min(1.0, max(LEAST, centre * math.exp(rng.gauss(0.0, spread))))
         if grid:
             density = min(DENSITIES, key=lambda d: abs(math.log(d / density)))
-        pattern = of_network or rng.choice(PATTERNS)
+        pattern = of_network or rng.choice(patterns)
         if rng.random() >= (DENSE_ENDS if i in (0, len(layers) - 1) else DENSE_LAYERS):
             _set_target(name, layer, density, pattern)
 

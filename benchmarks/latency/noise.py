@@ -7,6 +7,7 @@ another. Start with `kernels_twice`.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -46,7 +47,7 @@ def kernels_twice(measurer: Measurer) -> pd.DataFrame:
         for name, density in KERNELS:
             (case,) = select(name)
             runtime, x = _runtime(case, density, measurer.threads), example(case, 1)
-            calls[f"{name} {density:g}"] = lambda runtime=runtime, x=x: runtime(x)
+            calls[f"{name} {density:g}"] = partial(runtime, x)
         measured = replace(measurer, rounds=2 * ROUNDS, cap_rounds=2 * ROUNDS).measure(calls)
     halves = [(min(m.rounds[::2]), min(m.rounds[1::2])) for m in measured.values()]
     frame = pd.DataFrame(KERNELS, columns=["layer", "density"])

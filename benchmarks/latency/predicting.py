@@ -32,7 +32,7 @@ def by_others(
     fold: npt.NDArray[np.int64],
     fit: Fit,
     progress: Callable[[int, int, str], None] | None = None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, LatencyModel]:
     """Every network predicted by a model fitted to the other folds.
 
     Args:
@@ -42,11 +42,15 @@ def by_others(
         fold: int[networks]; no architecture may be in two.
         fit: makes the model.
 
+    Returns:
+        The predictions, and the model of the last fold.
+
     Raises:
         ValueError: an architecture is in two folds.
     """
     _check_apart(records, fold)
     answers: list[pd.DataFrame] = []
+    model: LatencyModel | None = None
     step_ms = [record.step_ms() for record in records]
     for i, number in enumerate(np.unique(fold)):
         if progress is not None:
@@ -57,7 +61,8 @@ def by_others(
         answer = model.predict_many(work.subset(left_out)).set_index(left_out)
         known = known_share(work, step_ms, curves_of(work, training))[left_out]
         answers.append(answer.assign(fold=number, known=known))
-    return _joined(records, pd.concat(answers).sort_index())
+    assert model is not None
+    return _joined(records, pd.concat(answers).sort_index()), model
 
 
 def by(model: LatencyModel, work: Workload, records: Sequence[Record], known: npt.NDArray[np.float64]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from benchmarks.latency import targets
 from hw_models.accuracy import accuracy, noise_ceiling
 from hw_models.model import SOURCES
 
-__all__ = ["FIGURES", "by_setting", "by_source", "figures", "flat", "lines", "scored", "wide"]
+__all__ = ["FIGURES", "by_setting", "by_source", "figures", "flat", "lines", "scored", "spread", "wide"]
 
 FIGURES = ("hit5", "hit10", "rmspe", "mape", "bias", "spearman", "kendall", "coverage", "width")
 
@@ -86,6 +86,12 @@ def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if name in row and name in of_row:
                 of_row[name][beside[row["row"]]] = row[name]
     return table
+
+
+def spread(off: pd.Series) -> dict[str, float]:
+    """n, and the median (typical), 90th percentile and largest (worst) of relative differences."""
+    at = {"typical": 0.5, "p90": 0.9, "worst": 1.0}
+    return {"n": float(len(off)), **{name: float(off.quantile(q)) for name, q in at.items()}}
 
 
 def wide(row: str, found: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -170,7 +170,8 @@ def test_folds_tear_no_architecture_apart_and_spread_every_setting() -> None:
         assert len({int(f) for f, g in zip(fold, groups) if g == group}) == 1
     assert min(np.bincount(fold)) > 45
     for setting in {group.partition("/")[0] for group in groups}:
-        assert len({int(f) for f, g in zip(fold, groups) if g.startswith(f"{setting}/")}) == 5
+        mine = [(g, int(f)) for f, g in zip(fold, groups) if g.startswith(f"{setting}/")]
+        assert len({f for _, f in mine}) == min(5, len({g for g, _ in mine}))
     with pytest.raises(ValueError, match="expected 2 to"):
         splits.folds(groups[:2], 2)
 
@@ -191,7 +192,10 @@ def test_the_known_share_is_what_a_loop_over_steps_finds(small: list[Planned]) -
 
 
 def test_observed_steps_add_up_to_the_steps_of_each_network(small: list[Planned]) -> None:
-    work = workload([p.plan for p in small[:6]], [p.spec.name for p in small[:6]])
+    (cells,) = plan_all([next(s for s in specs(60) if s.setting == "nasbench201-16")])
+    six = [*small[:5], cells]
+    work = workload([p.plan for p in six], [p.spec.name for p in six])
+    assert len(set(work.of(5))) < len(work.of(5))  # its cells are alike: some steps are executed more than once
     rng = np.random.default_rng(0)
     records = [
         replace(
@@ -240,7 +244,7 @@ def test_nobody_is_predicted_by_a_model_that_saw_its_architecture(small: list[Pl
     fold = splits.folds(groups, 2)
     Oracle.fitted = []
     fit: Any = lambda steps, networks: Oracle(networks)  # noqa: E731
-    found = predicting.by_others(work, records, observed(work, records, 1), fold, fit)
+    found, _ = predicting.by_others(work, records, observed(work, records, 1), fold, fit)
     assert list(found["network"]) == [f"n{i}" for i in range(6)]
     for number, seen in enumerate(Oracle.fitted):
         assert seen == {group for group, f in zip(groups, fold) if f != number}

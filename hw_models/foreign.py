@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from hw_models.accuracy import accuracy
 from hw_models.conformal import corrected_quantile
-from hw_models.foreign_additive import Additive, fit_additive
+from hw_models.foreign_additive import Additive, fit_additive, typical_error
 from hw_models.foreign_features import Operations
 from hw_models.foreign_residual import Residual, fit_residual
 from hw_models.foreign_sums import Sums, fit_sums
@@ -217,7 +217,8 @@ def fit_table(
             (own time of one execution). Any other column is part of what the operation is. Usual other names are understood
             (cin, ks, strides, ...).
         latency_ms: time of each network: Series or mapping by network, or a sequence in order of first appearance. Any unit;
-            answers are in the same. None only if operations have their own times: then networks are their sums.
+            answers are in the same. Networks without a time are left aside, but for the times of their operations. None only if
+            operations have times of their own: then networks are their sums.
         groups: what to split by when the model tests itself, e.g. families: as `latency_ms`. Default: each network by itself.
         seed: of splits.
 
@@ -229,7 +230,7 @@ def fit_table(
         ValueError: operations are not as described; a time is missing, not finite or not above 0; nothing to fit.
     """
     if latency_ms is None:
-        summed, _ = fit_sums(Operations.of(operations), None, None)
+        summed, _ = fit_sums(Operations.of(operations))
         return _finished(None, summed, None, np.zeros(0), np.zeros(0), np.zeros(0))
     frame, ms = _matched(operations, latency_ms)
     ops = Operations.of(frame)
@@ -240,10 +241,10 @@ def fit_table(
     sums: Sums | None = None
     held: Floats | None = None
     if timed:
-        sums, held = fit_sums(ops, ms, folds if many and len(ms) >= 3 else None)
+        sums, held = fit_sums(Operations.of(operations), ops, ms, folds if many and len(ms) >= 3 else None)
     if not timed or (len(ms) >= 20 and many):
         additive, own = fit_additive(ops, ms, folds if many else np.arange(len(ms)))
-        if held is not None and float(np.median(np.abs(np.log(held / ms)))) <= additive.error:
+        if held is not None and typical_error(np.log(held / ms)) <= additive.error:
             additive = None
         else:
             sums, held = None, own

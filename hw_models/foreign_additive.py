@@ -23,7 +23,7 @@ from scipy import linalg, optimize
 
 from hw_models.foreign_features import Operations
 
-__all__ = ["Additive", "fit_additive"]
+__all__ = ["Additive", "fit_additive", "typical_error"]
 
 Floats = NDArray[np.float64]
 VIEWS = ("raw", "live", "both")
@@ -31,7 +31,7 @@ SHRINKAGE = (1e-4, 1e-3, 1e-2, 1e-1)  # variance of the noise over that of price
 MOST_COLUMNS = 600
 HUBER = 2.0
 WELSCH = (0.3, 0.2, 0.14, 0.1, 0.07, 0.07)  # widths, in log time, of one round each
-WORST = 0.25  # a log error counts as no more than this when models are compared
+TOLERATED = 0.1  # errors in log time beyond this count for less and less when models are compared
 SIMPLER = 0.02  # a richer model must be better by this share
 
 
@@ -46,7 +46,7 @@ class Additive:
         common: float[4], ms per unit of `PHYSICS`.
         kinds: kind (with "dead:" before it where priced apart) -> the same for one kind.
         keys: distinct operation -> ms of one execution.
-        error: mean absolute log error on networks it was not fitted to.
+        error: `typical_error` on networks it was not fitted to.
     """
 
     view: str
@@ -105,7 +105,12 @@ class _Rows:
     folds: NDArray[np.int64]
 
     def error(self, held: Floats) -> float:
-        return float(np.mean(np.minimum(np.abs(np.log(held / self.ms)), WORST)))
+        return typical_error(np.log(held / self.ms))
+
+
+def typical_error(log_error: Floats) -> float:
+    """Mean size of errors in log time, large ones damped: it is about how many are small, not how bad the worst is."""
+    return float(np.mean(TOLERATED * np.log1p(np.abs(log_error) / TOLERATED)))
 
 
 def fit_additive(
@@ -210,7 +215,8 @@ def _candidates(operations: Operations, rows: _Rows, view: str) -> list[_Candida
     keys, first_row, key_code = np.unique(
         _keys(operations, view)[use].astype(str), return_index=True, return_inverse=True
     )
-    if len(keys) <= MOST_COLUMNS:
+    met = np.bincount(np.unique(np.stack([key_code, operations.row[use]]), axis=1)[0])  # networks with each operation
+    if len(keys) <= MOST_COLUMNS and np.median(met) >= 2:
         mean = (
             np.stack([np.bincount(key_code, column) for column in physics.T], axis=1) / np.bincount(key_code)[:, None]
         )

@@ -132,15 +132,14 @@ class Operations:
         kind = table["kind"].astype(str).to_numpy(object)
         sparse = density < 1
         physics, known = _physics(kind, numeric, density)
-        described = [c for c in table.columns if c not in _NOT_IDENTITY]
-        curve = _texts(table[described])
-        mixed = pd.DataFrame({"curve": curve, "pattern": pattern, "density": density})
-        key = np.where(sparse, _texts(mixed), curve)
+        described = [c for c in table.columns if _is_identity(c)]
+        costs = [c for c in ("macs", "activations", "params") if c in table]
+        curve = _texts(table[described if described != ["kind"] else [*described, *costs]])
+        key = _texts(table[costs].assign(curve=curve, pattern=np.where(sparse, pattern, ""), density=density))
         kind = np.where(sparse, kind + "/sparse " + pattern, kind)
         curve = np.where(sparse & (pattern != ""), curve + " " + pattern, curve)
         row, names = pd.factorize(table["network"])
         graph = all(name in numeric for name in ("src", "dst"))
-        drop = ("ms", "count", "src", "dst", "density", "macs", "params", "activations")
         return cls(
             networks=pd.Index(names, name="network"),
             row=row,
@@ -154,7 +153,7 @@ class Operations:
             density=density,
             ms=ms,
             numbers=pd.DataFrame(
-                {name: values for name, values in numeric.items() if name not in drop}, index=range(len(table))
+                {name: numeric[name] for name in numeric if _is_identity(name)}, index=range(len(table))
             ),
             src=numeric["src"].astype(np.int64) if graph else None,
             dst=numeric["dst"].astype(np.int64) if graph else None,
@@ -229,6 +228,13 @@ def _renamed(frame: pd.DataFrame) -> pd.DataFrame:
         if table[name].isna().any():
             raise ValueError(f"operations: column {name!r} is empty in row {int(np.argmax(table[name].isna()))}")
     return table.dropna(axis="columns", how="all")
+
+
+_NOT_IDENTITY_ENDS = ("_ms", "_mj", "_count")
+
+
+def _is_identity(column: Any) -> bool:
+    return column not in _NOT_IDENTITY and not str(column).endswith(_NOT_IDENTITY_ENDS)
 
 
 def _column(table: pd.DataFrame, name: Any) -> Floats | None:

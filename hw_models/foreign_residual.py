@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hw_models.foreign_additive import WORST
+from hw_models.foreign_additive import typical_error
 from hw_models.foreign_features import Operations
 from hw_models.regression import GaussianProcess
 from hw_models.trees import BoostedTrees
@@ -180,7 +180,7 @@ def fit_residual(
         The correction; the predictions for left-out networks with it; their spread in log time (constant without one).
     """
     base = np.log(ms / held)
-    best_error = _error(base)
+    best_error = typical_error(base)
     flat = np.full(len(ms), max(1.4826 * float(np.median(np.abs(base))), 1e-4))
     if len(ms) < FEWEST:
         return None, held, flat
@@ -200,7 +200,7 @@ def fit_residual(
             out = folds == fold
             part = Residual(summary, refit(~out), lowest, highest)
             mean[out], deviation[out] = part.at(numbers[out])
-        error = _error(base - mean)
+        error = typical_error(base - mean)
         if error < best_error * (1 - GAIN):
             noise = max(1.4826 * float(np.median(np.abs(base - mean))), 1e-4)
             best_error = error
@@ -215,7 +215,3 @@ def fit_residual(
             lambda keep: BoostedTrees.fit(numbers[keep], target[keep], **options),
         )
     return best
-
-
-def _error(log_error: Floats) -> float:
-    return float(np.mean(np.minimum(np.abs(log_error), WORST)))

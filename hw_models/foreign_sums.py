@@ -27,8 +27,8 @@ Floats = NDArray[np.float64]
 SAME = 1e-6  # densities this close are the same
 FLOOR = 0.5  # of the fastest point: no extrapolation goes below
 NOISE = 0.02  # of one network, at least
-DRAWN = np.array([0.05, 0.02, 0.05, 0.05])  # how large the correction's terms may well be
-FEW = 8  # networks below which only its first two terms are used
+DRAWN = np.array([0.02, 0.02, 0.1, 0.05, 0.05])  # how large the correction's terms may well be
+FEW = 8  # networks below which only its first three terms are used
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Sums:
         points: operation without its density -> {density: ms}, as measured.
         curves: operation -> curve over density; None where only the dense time is known.
         strange: prices for operations without a curve; None if there were too few to learn from.
-        terms: float[4], correction in log time per unit of `_terms`.
-        centre: of the sums' logarithm, float.
+        terms: float[5], correction in log time per unit of `_terms`.
+        smallest: ms, the smallest sum.
         size: ms of a usual operation.
     """
 
@@ -48,7 +48,7 @@ class Sums:
     curves: dict[str, Curve | None]
     strange: Additive | None
     terms: Floats
-    centre: float
+    smallest: float
     size: float
 
     def operation_ms(self, operations: Operations) -> tuple[Floats, NDArray[np.object_]]:
@@ -84,11 +84,13 @@ class Sums:
         return total * np.exp(np.clip(self._terms(operations, each) @ self.terms, -1.0, 1.0))
 
     def _terms(self, operations: Operations, each: Floats) -> Floats:
-        """float[networks, 4]: 1, mean squared log density, share of small operations, log of the sum; weighted by time."""
+        """float[networks, 5]: what grows with the sum, with the square of log density, a constant (operations the table does not
+        have), per operation, and with the size of the network."""
         total = np.maximum(operations.per_network(each), 1e-12)
         sparse = operations.per_network(each * np.log(operations.density) ** 2) / total
         small = operations.per_network(np.minimum(each, self.size)) / total
-        return np.column_stack([np.ones(len(total)), sparse, small, np.log(total) - self.centre])
+        larger = np.log(total / self.smallest)
+        return np.column_stack([np.ones(len(total)), sparse, self.smallest / total, small, larger])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,7 +99,7 @@ class Sums:
             "curves": {k: None if c is None else c.to_dict() for k, c in self.curves.items()},
             "strange": None if self.strange is None else self.strange.to_dict(),
             "terms": self.terms.tolist(),
-            "centre": self.centre,
+            "smallest": self.smallest,
             "size": self.size,
         }
 
@@ -109,17 +111,23 @@ class Sums:
             {k: None if c is None else Curve.from_dict(c) for k, c in data["curves"].items()},
             None if data["strange"] is None else Additive.from_dict(data["strange"]),
             np.array(data["terms"], dtype=float),
-            float(data["centre"]),
+            float(data["smallest"]),
             float(data["size"]),
         )
 
 
-def fit_sums(operations: Operations, ms: Floats | None, folds: NDArray[np.int64] | None) -> tuple[Sums, Floats | None]:
+def fit_sums(
+    table: Operations,
+    operations: Operations | None = None,
+    ms: Floats | None = None,
+    folds: NDArray[np.int64] | None = None,
+) -> tuple[Sums, Floats | None]:
     """Curves from the rows that have a time, and the correction from whole networks.
 
     Args:
+        table: rows for the curves, of any networks.
         operations: of n networks; rows without a time are priced as in a prediction.
-        ms: float[n], of the whole networks; None: the sum stands as it is.
+        ms: float[n], of these networks; None: the sum stands as it is.
         folds: int[n]; None: nothing is left out.
 
     Returns:
@@ -128,25 +136,23 @@ def fit_sums(operations: Operations, ms: Floats | None, folds: NDArray[np.int64]
     Raises:
         ValueError: no row has a time.
     """
-    timed = np.flatnonzero(~np.isnan(operations.ms))
+    timed = np.flatnonzero(~np.isnan(table.ms))
     if not len(timed):
         raise ValueError("operations: no row has a time in column 'ms'")
     found: dict[str, dict[float, list[float]]] = {}
     for i in timed:
-        found.setdefault(operations.curve[i], {}).setdefault(round(float(operations.density[i]), 9), []).append(
-            operations.ms[i]
-        )
+        found.setdefault(table.curve[i], {}).setdefault(round(float(table.density[i]), 9), []).append(table.ms[i])
     points = {
         name: {d: float(np.exp(np.mean(np.log(m)))) for d, m in sorted(curve.items())} for name, curve in found.items()
     }
     curves = {name: _curve(curve) for name, curve in points.items()}
-    size = float(np.median(operations.ms[timed]))
-    model = Sums(points, curves, _strange(operations, timed), np.zeros(4), 0.0, size)
-    if ms is None:
+    size = float(np.median(table.ms[timed]))
+    model = Sums(points, curves, _strange(table, timed), np.zeros(5), 1.0, size)
+    if ms is None or operations is None:
         return model, None
     each, _ = model.operation_ms(operations)
     total = np.maximum(operations.per_network(each), 1e-12)
-    model = Sums(points, curves, model.strange, np.zeros(4), float(np.log(total).mean()), size)
+    model = Sums(points, curves, model.strange, np.zeros(5), float(total.min()), size)
     terms, off = model._terms(operations, each), np.log(ms / total)
     held = None
     if folds is not None:
@@ -154,7 +160,7 @@ def fit_sums(operations: Operations, ms: Floats | None, folds: NDArray[np.int64]
         for fold in np.unique(folds):
             out = folds == fold
             held[out] = total[out] * np.exp(terms[out] @ _shrunk(terms[~out], off[~out]))
-    return Sums(points, curves, model.strange, _shrunk(terms, off), model.centre, size), held
+    return Sums(points, curves, model.strange, _shrunk(terms, off), model.smallest, size), held
 
 
 def _curve(points: dict[float, float]) -> Curve | None:
@@ -168,8 +174,8 @@ def _curve(points: dict[float, float]) -> Curve | None:
 
 def _shrunk(terms: Floats, off: Floats) -> Floats:
     """The most probable correction: each term drawn towards 0, networks that do not fit count for less."""
-    used = 2 if len(off) < FEW else 4
-    answer, weight = np.zeros(4), np.ones(len(off))
+    used = 3 if len(off) < FEW else 5
+    answer, weight = np.zeros(5), np.ones(len(off))
     noise = NOISE
     for _ in range(4):
         design = terms[:, :used]

@@ -3,7 +3,7 @@
     1. the machine's roofs (`hw_models.roofs`) -> its device file
     2. the sentinels (`hw_models.sentinels`) -> the epoch that measurements belong to
     3. networks, a batch at a time, those first that teach most (`hw_models.active`); kept in the store as they are measured
-    4. the predictor, fitted to all measurements of the epoch -> its files
+    4. the predictor, fitted to the measurements of the epoch (`hw_models.teaching`) -> its files
 
 Killed at any moment it loses the batch at hand; started again it goes on from the store. Start with `calibrate`.
 """
@@ -25,23 +25,23 @@ from hw_models.accuracy import noise_ceiling
 from hw_models.active import Wanted
 from hw_models.analytical import AnalyticalModel
 from hw_models.calibration_report import CalibrationReport
-from hw_models.descriptor import DeviceDescriptor, host_path, load_device, save_device
+from hw_models.descriptor import DeviceDescriptor, host_path, save_device
 from hw_models.device import runtime_id
 from hw_models.energy import calibrate_power
 from hw_models.host import describe_host, with_roofs
 from hw_models.measure import MeasurementError, Measurer
 from hw_models.observe import Observed, observe
-from hw_models.predictor import Predictor
 from hw_models.probes import probes
 from hw_models.roofs import measure_roofs
 from hw_models.sentinels import sentinel_calls
 from hw_models.store import Epoch, MeasurementStore
+from hw_models.teaching import fit_from_store
 from hw_models.workload import workload
 from ops.plan import Choose, Plan, PlanError, lower, rule_of_thumb
 from ops.runtime import Runtime
 from ops.schedule import schedule
 
-__all__ = ["Candidate", "calibrate", "fit_from_store"]
+__all__ = ["Candidate", "calibrate"]
 
 Candidate = tuple[str, nn.Module, torch.Tensor]  # name, network in eval mode with masks drawn, example input
 Progress = Callable[[float, float, str], None]
@@ -153,27 +153,6 @@ def calibrate(
     )
     tell("done")
     return report
-
-
-def fit_from_store(
-    store: MeasurementStore, device: DeviceDescriptor | None = None, threads: int = 1, seed: int = 0
-) -> Predictor:
-    """Fit a predictor to what the store has of this runtime's latest epoch.
-
-    Args:
-        store: measurements.
-        device: default the host as `nas calibrate` left it.
-        threads: CPU threads.
-        seed: of folds and residuals.
-    """
-    runtime = runtime_id(threads)
-    observed, networks = store.observations(runtime)
-    if len(networks):
-        # A network measured again is the same network: left out together.
-        groups = np.where(networks["group"] == "", networks["digest"], networks["group"])
-        networks = networks.assign(group=groups)
-    device = device if device is not None else load_device("host", threads)
-    return Predictor.fit(observed, networks, device=device, runtime=runtime, threads=threads, seed=seed)
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A predictor on disk: JSON for numbers and text, NPZ for arrays, nothing pickled. `save` and `load`.
 
-A folder holds `model.json` (runtime, corrections, intervals, how it came about), `table.json` (measured steps and curves),
-`learned.npz` and `device.toml`. It appears whole or not at all: it is written beside its place and moved there.
+A folder holds a file `current` with the name of the folder in it that holds `model.json` (runtime, corrections, intervals, how it
+came about), `table.json` (measured steps and curves), `learned.npz` and `device.toml`. A new model is written whole before
+`current` is replaced, so that there is always one that can be read, whenever its writer is killed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "home", "load", "of_host", "save"]
 
 FORMAT = 1
+CURRENT = "current"
+KEEP_S = 60.0
 _RENEW = "run `nas calibrate` to make a new one (a minute is enough to begin with)"
 
 
@@ -45,15 +49,13 @@ def save(model: Predictor, folder: str | os.PathLike[str]) -> Path:
     """Write a predictor.
 
     Args:
-        folder: is replaced if it is there.
+        folder: made if it is not there; what it held of models is replaced.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
-    half, old = (folder.with_name(f".{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
-    for place in (half, old):
-        shutil.rmtree(place, ignore_errors=True)
+    half = folder / f"{time.time_ns():x}-{os.getpid()}"
     half.mkdir(parents=True)
     content = {
         "format": FORMAT,
@@ -71,10 +73,12 @@ def save(model: Predictor, folder: str | os.PathLike[str]) -> Path:
     if model.learned is not None:
         np.savez_compressed(half / "learned.npz", **model.learned.to_arrays())  # type: ignore[arg-type]
     save_device(model.device, half / "device.toml")
-    if folder.exists():
-        folder.rename(old)
-    half.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    pointer = folder / f".{half.name}"
+    pointer.write_text(half.name, encoding="utf-8")
+    pointer.replace(folder / CURRENT)
+    for path in folder.iterdir():  # but not what another process is writing or reading
+        if path.is_dir() and path != half and time.time() - path.stat().st_mtime > KEEP_S:
+            shutil.rmtree(path, ignore_errors=True)
     return folder
 
 
@@ -84,11 +88,23 @@ def load(folder: str | os.PathLike[str]) -> Predictor:
     Raises:
         CalibrationError: there is none, or it is damaged or of another format.
     """
+    folder = Path(folder)
+    for _ in range(5):
+        try:
+            name = (folder / CURRENT).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            break
+        try:
+            return _read(folder / name)
+        except CalibrationError:
+            if (folder / CURRENT).read_text(encoding="utf-8").strip() == name:  # it was not replaced meanwhile
+                raise
+    raise CalibrationError(f"there is no calibration in {folder}; {_RENEW}")
+
+
+def _read(folder: Path) -> Predictor:
     from hw_models.predictor import Predictor
 
-    folder = Path(folder)
-    if not (folder / "model.json").is_file():
-        raise CalibrationError(f"there is no calibration in {folder}; {_RENEW}")
     try:
         content: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
@@ -128,10 +144,10 @@ def of_host(threads: int = 1) -> Predictor | None:
         CalibrationError: there is one of this machine, but of other versions or threads, or it is damaged.
     """
     runtime = runtime_id(threads)
-    if home(runtime).is_dir():
+    if (home(runtime) / CURRENT).exists():
         return load(home(runtime))
     machine = runtime.split("/")[0]
-    others = [path for path in home(f"{machine}/x").parent.glob(f"{machine}_*") if path.is_dir()]
+    others = [path for path in home(f"{machine}/x").parent.glob(f"{machine}_*") if (path / CURRENT).exists()]
     if others:
         known = sorted(_runtime_of(path) for path in others)
         raise CalibrationError(
@@ -143,6 +159,7 @@ def of_host(threads: int = 1) -> Predictor | None:
 
 def _runtime_of(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "model.json").read_text(encoding="utf-8"))["runtime"])
+        name = (folder / CURRENT).read_text(encoding="utf-8").strip()
+        return str(json.loads((folder / name / "model.json").read_text(encoding="utf-8"))["runtime"])
     except (OSError, ValueError, KeyError, TypeError):
         return folder.name

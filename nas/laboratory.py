@@ -16,24 +16,20 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from hw_models.descriptor import load_device
 from hw_models.device import runtime_id
 from hw_models.environment import StealMeter, describe
 from hw_models.measure import Measurer
 from hw_models.model import LatencyModel
 from hw_models.observe import observe
-from hw_models.predictor import Predictor
 from hw_models.predictor_files import home, save
 from hw_models.sentinels import sentinel_calls
 from hw_models.store import MeasurementStore
+from hw_models.teaching import fit_from_store
 from nas.latency import Laboratory, Priced
 from ops.plan import Plan
 from ops.runtime import Runtime
 
-__all__ = ["ENOUGH", "InPlaceLaboratory", "teaching"]
-
-ENOUGH = 40
-"""Networks of one epoch that teach more about it than those of an earlier one."""
+__all__ = ["InPlaceLaboratory"]
 
 
 class InPlaceLaboratory(Laboratory):
@@ -73,40 +69,10 @@ class InPlaceLaboratory(Laboratory):
         if not self._new:
             return None
         threads = self.measurer.threads
-        steps, networks = teaching(self.store, self.runtime)
-        model = Predictor.fit(
-            steps, networks, device=load_device("host", threads), runtime=self.runtime, threads=threads
-        )
+        model = fit_from_store(self.store, threads=threads)
         save(model, home(self.runtime))
         self._new = 0
         return model
-
-
-def teaching(store: MeasurementStore, runtime: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The measurements a model of the machine as it is now is fitted to.
-
-    Those of the present epoch, if it has `ENOUGH` networks. A search that finds the machine changed since it was calibrated has
-    measured only a front by then; the earlier epochs' times are taken too, multiplied by how much slower the sentinels are now.
-
-    Returns:
-        (steps, networks) as from `MeasurementStore.observations`; networks.scaled is the factor (1.0: as measured).
-    """
-    steps, networks = store.observations(runtime)
-    if len(networks) >= ENOUGH:
-        return steps, networks.assign(scaled=1.0)
-    steps, networks = store.observations(runtime, "all")
-    epochs = store.epochs(runtime)
-    names = [name for name in epochs.columns if name.startswith("sentinel")]
-    present = epochs.sort_values("last_opened_at").index[-1]
-    logs = pd.DataFrame({name: np.log(epochs[name].to_numpy(float)) for name in names}, index=epochs.index)
-    factors = np.exp((logs.loc[present] - logs).mean(axis=1).fillna(0.0)).to_dict()
-    times = ["ms", "lo_ms", "hi_ms"]
-    of_steps, of_networks = steps["epoch"].map(factors), networks["epoch"].map(factors)
-    whole = [name for name in (*times, "median_ms", "p90_ms", "sum_ms") if name in networks]
-    return (
-        steps.assign(**{name: steps[name] * of_steps for name in times}),
-        networks.assign(scaled=of_networks, **{name: networks[name] * of_networks for name in whole}),
-    )
 
 
 def _priced(runtime: Runtime, whole: pd.Series, step_ms: npt.NDArray[np.float64]) -> Priced:

@@ -14,13 +14,14 @@ from torch import nn
 
 from hw_models.active import Wanted
 from hw_models.analytical import AnalyticalModel
-from hw_models.calibrate import _choose, _mixed, _Pool, calibrate, fit_from_store
+from hw_models.calibrate import _choose, _mixed, _Pool, calibrate
 from hw_models.descriptor import load_device
 from hw_models.device import runtime_id
 from hw_models.measure import Measurement
 from hw_models.predictor import load_predictor
 from hw_models.probes import probes
 from hw_models.store import MeasurementStore
+from hw_models.teaching import fit_from_store
 from hw_models.workload import workload
 from ops.plan import legal_kernels, lower, rule_of_thumb
 from tests.hw_models.synthetic_machine import observed, some_work

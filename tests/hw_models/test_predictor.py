@@ -177,23 +177,39 @@ def test_a_predictor_from_disk_answers_the_same(model: Predictor, tmp_path) -> N
     work = some_work(0, plans=PLANS)
     pd.testing.assert_frame_equal(again.predict_many(work), model.predict_many(work))
     assert again.facts == json.loads(json.dumps(model.facts))
-    assert not [path for path in (tmp_path / "model").iterdir() if path.suffix in (".pkl", ".pickle", ".pt")]
+    assert not [path for path in (tmp_path / "model").rglob("*") if path.suffix in (".pkl", ".pickle", ".pt")]
 
 
-def test_saving_again_replaces_the_whole_folder(model: Predictor, tmp_path) -> None:
+def test_saving_again_leaves_one_model_and_there_is_always_one(model: Predictor, tmp_path, monkeypatch) -> None:
     folder = predictor_files.save(model, tmp_path / "model")
-    (folder / "old").touch()
+    before = (folder / "current").read_text()
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor_files, "save_device", killed)  # the last file that is written
+        with pytest.raises(KeyboardInterrupt):
+            predictor_files.save(model, folder)
+    assert (folder / "current").read_text() == before
+    predictor_files.load(folder)
+    monkeypatch.setattr(predictor_files, "KEEP_S", -1.0)
     predictor_files.save(model, folder)
-    assert not (folder / "old").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "current").read_text() != before
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["current", (folder / "current").read_text()])
 
 
 @pytest.mark.parametrize("name", ["model.json", "table.json", "learned.npz", "device.toml"])
 def test_a_damaged_file_is_named_with_the_cure(model: Predictor, tmp_path, name: str) -> None:
     folder = predictor_files.save(model, tmp_path / "model")
-    (folder / name).write_bytes(b"\x00 not this")
+    (folder / (folder / "current").read_text() / name).write_bytes(b"\x00 not this")
     with pytest.raises(CalibrationError, match=r"is damaged.*nas calibrate.*not lost"):
         predictor_files.load(folder)
+
+
+def test_an_empty_place_is_no_calibration(tmp_path) -> None:
+    with pytest.raises(CalibrationError, match="there is no calibration"):
+        predictor_files.load(tmp_path)
 
 
 def test_a_calibration_of_other_versions_is_not_used(

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-import nas.laboratory
+import hw_models.teaching
 from hw_models.measure import Measurement, Measurer
 from hw_models.predictor import load_predictor
 from hw_models.store import MeasurementStore
-from nas.laboratory import InPlaceLaboratory, teaching
+from hw_models.teaching import teaching
+from nas.laboratory import InPlaceLaboratory
 from ops.layers import draw_masks_, sparsify
 from ops.plan import Plan, lower
 
@@ -124,7 +125,7 @@ def test_times_of_an_earlier_epoch_are_scaled_by_the_sentinels_and_it_is_said(me
 
 
 def test_an_epoch_with_enough_networks_is_not_mixed_with_others(measured, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(nas.laboratory, "ENOUGH", 3)
+    monkeypatch.setattr(hw_models.teaching, "ENOUGH", 3)
     store = two_epochs(tmp_path / "s.sqlite", measured, 3, slower=1.25)
     steps, networks = teaching(store, measured[0].runtime)
     assert networks["epoch"].nunique() == 1

@@ -41,6 +41,7 @@ STEP_COLUMNS = (*STEP_TEXTS, *STEP_NUMBERS)
 # Handed over: bytes of the tensors that compiled steps fill for torch, new memory every time.
 NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "handed_bytes", "batch")
 
+LEAST_DENSITY = 1e-6  # of a layer, or a part of one, that keeps nothing
 # Bytes per kept weight, about: value and offset; value, and the instruction that loads and multiplies.
 _PACKED = {"portable": 8.0, "specialised": 14.0, "torch": 4.0}
 
@@ -230,7 +231,7 @@ def _row(step: Step) -> dict[str, Any]:
         "kind": step.kind,
         "kernel": step.kernel,
         "pattern": "+".join(dict.fromkeys(layer.pattern or "unstructured" for layer in layers)) if sparse else "",
-        "density": nnz / weights if weights else 1.0,
+        "density": max(nnz / weights, LEAST_DENSITY) if weights else 1.0,
         "nnz": nnz,
         "macs": macs,
         "dense_macs": dense,

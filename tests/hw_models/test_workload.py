@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hw_models.probes import probe
-from hw_models.workload import NETWORK_COLUMNS, STEP_COLUMNS, STEP_NUMBERS, workload
+from hw_models.workload import LEAST_DENSITY, NETWORK_COLUMNS, STEP_COLUMNS, STEP_NUMBERS, workload
 from ops.kernels.lanes import LANES
 from ops.layers import SparseConv2d, draw_masks_
 from ops.plan import lower
@@ -120,3 +120,11 @@ def test_bytes_handed_over_are_those_of_tensors_that_kernels_fill_for_torch() ->
     assert workload([plan]).networks["handed_bytes"].iloc[0] == 4 * 16 * 8 * 8
     dense = lower(_conv(1.0), X, choose=lambda op, kernels: "torch")
     assert workload([dense]).networks["handed_bytes"].iloc[0] == 0
+
+
+def test_a_layer_that_keeps_nothing_can_be_priced() -> None:
+    net = _conv(0.2)
+    net[0].set_mask(torch.zeros_like(net[0].mask))
+    row = workload([lower(net, X)]).steps.query("kind == 'conv'").iloc[0]
+    assert row["nnz"] == 0
+    assert 0 < row["density"] <= LEAST_DENSITY

@@ -33,6 +33,7 @@ from hw_models.accuracy import accuracy
 from hw_models.conformal import corrected_quantile
 from hw_models.foreign_additive import Additive, fit_additive, typical_error
 from hw_models.foreign_features import Operations
+from hw_models.foreign_inputs import folds_of, matched
 from hw_models.foreign_residual import Residual, fit_residual
 from hw_models.foreign_sums import Sums, fit_sums
 
@@ -41,7 +42,6 @@ __all__ = ["TableModel", "fit_table"]
 Floats = NDArray[np.float64]
 FORMAT = 1
 COVERAGE = 0.9
-MOST_FOLDS = 10
 FEW = 3
 UNKNOWN = 0.25  # spread of log time where nothing was left out to learn it from
 STRANGE = 2.0  # intervals of networks with operations that have no price of their own are wider by this
@@ -125,7 +125,7 @@ class TableModel:
         Args:
             operations, latency_ms: as for `fit_table`; only networks with a time are scored.
         """
-        frame, ms = _matched(operations, latency_ms)
+        frame, ms = matched(operations, latency_ms)
         predicted = self.predict_many(frame)
         return accuracy(ms, predicted["ms"], predicted["lo_ms"], predicted["hi_ms"])
 
@@ -232,9 +232,9 @@ def fit_table(
     if latency_ms is None:
         summed, _ = fit_sums(Operations.of(operations))
         return _finished(None, summed, None, np.zeros(0), np.zeros(0), np.zeros(0))
-    frame, ms = _matched(operations, latency_ms)
+    frame, ms = matched(operations, latency_ms)
     ops = Operations.of(frame)
-    folds = _folds(ops.networks, groups, seed)
+    folds = folds_of(ops.networks, groups, seed)
     timed = float(np.mean(~np.isnan(ops.ms))) >= 0.5
     many = len(np.unique(folds)) > 1
     additive: Additive | None = None
@@ -295,75 +295,6 @@ def _by_size(size: Floats, error: Floats) -> tuple[Floats, Floats]:
     falling = -isotonic(-level, np.ones(bins))
     middle = np.array([float(np.median(size[part])) for part in edges])
     return middle, falling / np.median(falling)
-
-
-def _matched(operations: pd.DataFrame, latency_ms: Any) -> tuple[pd.DataFrame, Floats]:
-    """The operations of networks that have a time, and the times in their order of first appearance."""
-    if not isinstance(operations, pd.DataFrame) or not len(operations):
-        raise ValueError("operations must be a DataFrame with one row per operation, and not empty")
-    column = next(
-        (c for c in operations.columns if str(c).strip().lower() in ("network", "net", "model", "arch")), None
-    )
-    if column is None:
-        raise ValueError(f"operations need a column 'network', got columns {', '.join(map(str, operations.columns))}")
-    names = pd.Index(operations[column].unique())
-    times = _by_network(latency_ms, names, "latency_ms")
-    strange = times.index.difference(names)
-    if len(strange):
-        raise ValueError(f"latency_ms: network {strange[0]!r} has no operations ({len(strange)} such networks)")
-    known = operations[operations[column].isin(times.index)]
-    present = pd.Index(known[column].unique())
-    ms = pd.to_numeric(times.reindex(present)).to_numpy(float)
-    bad = ~np.isfinite(ms) | (ms <= 0)
-    if bad.any():
-        at = int(np.argmax(bad))
-        raise ValueError(
-            f"latency_ms: times must be finite and above 0, got {ms[at]} for network {present[at]!r} "
-            f"({int(bad.sum())} such of {len(ms)}); leave these networks out, e.g. latency_ms[latency_ms > 0]"
-        )
-    return known, ms
-
-
-def _by_network(values: Any, names: pd.Index, what: str) -> pd.Series:
-    """A Series by network from whatever was given."""
-    if isinstance(values, pd.DataFrame):
-        if values.shape[1] != 1:
-            raise ValueError(f"{what}: one column is needed, got {', '.join(map(str, values.columns))}")
-        values = values.iloc[:, 0]
-    if isinstance(values, Mapping):
-        values = pd.Series(dict(values))
-    if isinstance(values, pd.Series):
-        if values.index.has_duplicates:
-            twice = values.index[values.index.duplicated()][0]
-            raise ValueError(f"{what}: network {twice!r} appears twice; take one of its values, or their median")
-        return values
-    listed = np.asarray(values).reshape(-1)
-    if len(listed) != len(names):
-        raise ValueError(
-            f"{what}: a plain sequence needs one value per network in order of first appearance, got {len(listed)} for "
-            f"{len(names)} networks; give a Series by network instead"
-        )
-    return pd.Series(listed, index=names)
-
-
-def _folds(networks: pd.Index, groups: Any, seed: int) -> NDArray[np.int64]:
-    """int[n]: networks of one group share a number; at most ten numbers, all about equally often."""
-    rng = np.random.default_rng(seed)
-    n = len(networks)
-    if groups is None:
-        return (rng.permutation(n) % (n if n <= 2 * MOST_FOLDS else MOST_FOLDS)).astype(np.int64)
-    label = _by_network(groups, networks, "groups")
-    missing = networks.difference(label.index)
-    if len(missing):
-        raise ValueError(f"groups: network {missing[0]!r} has none ({len(missing)} such networks)")
-    code, names = pd.factorize(label.loc[networks])
-    size = np.bincount(code)
-    load = np.zeros(min(MOST_FOLDS, len(names)))
-    place = np.zeros(len(names), dtype=np.int64)
-    for group in np.argsort(-size, kind="stable"):  # the largest first, each to the emptiest fold
-        place[group] = int(np.argmin(load))
-        load[place[group]] += size[group]
-    return place[code]
 
 
 def _stem(path: str | os.PathLike[str]) -> Path:

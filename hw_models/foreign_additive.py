@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, optimize
 
 from hw_models.foreign_features import Operations
+from hw_models.foreign_least_squares import System, usual_size, without_each
 
 __all__ = ["Additive", "fit_additive", "typical_error"]
 
@@ -149,8 +149,8 @@ def _scales(operations: Operations, ms: Floats) -> Floats:
     weight = np.ones(len(ms))
     for _ in range(3):
         size = np.sqrt(np.maximum(ms * guess, (0.05 * np.median(ms)) ** 2)) / weight
-        spread = _spread(design, ms)
-        price = _System.of(design, ms, size).solve(np.zeros(5), spread, 1e-6)
+        spread = usual_size(design, ms)
+        price = System.of(design, ms, size).solve(np.zeros(5), spread, 1e-6)
         guess = np.maximum(design @ price, 0.2 * ms)
         weight = np.sqrt(_huber(np.log(ms / guess)))
     step = _timer_step(ms)
@@ -262,9 +262,9 @@ def _fitted(
     name: Callable[[Floats], dict[str, Any]],
 ) -> _Candidate:
     """Fit with the shrinkage that does best on left-out folds. A prior comes from the networks its fit sees."""
-    spread = _spread(design, rows.ms)
+    spread = usual_size(design, rows.ms)
     parts = [rows.folds == f for f in np.unique(rows.folds)]
-    systems = _without_each([_System.of(design[p], rows.ms[p], rows.scale[p]) for p in parts])
+    systems = without_each([System.of(design[p], rows.ms[p], rows.scale[p]) for p in parts])
     best: _Candidate | None = None
     for strength in shrinkage:
         prices = [system.solve(prior, prior + spread, strength) for system, prior in zip(systems, priors)]
@@ -283,7 +283,7 @@ def _robust(start: _Candidate, rows: _Rows) -> _Candidate:
 
     Welsch weights, narrowed step by step: in the end networks further off than some 10 % count for little.
     """
-    spread = _spread(start.design, rows.ms)
+    spread = usual_size(start.design, rows.ms)
     parts = [rows.folds == f for f in np.unique(rows.folds)]
     prices = start.prices
     for width in WELSCH:
@@ -294,7 +294,7 @@ def _robust(start: _Candidate, rows: _Rows) -> _Candidate:
             off = np.log(np.maximum(design @ price, 1e-3 * rows.ms.min()) / ms)
             weight = np.exp(-0.25 * (off / width) ** 2)
             fresh.append(
-                _System.of(design, ms, scale / np.maximum(weight, 1e-6)).solve(prior, prior + spread, start.strength)
+                System.of(design, ms, scale / np.maximum(weight, 1e-6)).solve(prior, prior + spread, start.strength)
             )
         prices = fresh
     held = _held(start.design, prices, parts, rows)
@@ -307,45 +307,6 @@ def _held(design: Floats, prices: list[Floats], parts: list[NDArray[np.bool_]], 
     for part, price in zip(parts, prices):
         held[part] = design[part] @ price
     return np.maximum(held, 1e-3 * rows.ms.min())
-
-
-def _spread(design: Floats, ms: Floats) -> Floats:
-    """How far a price may be from a prior of 0: a small share of the time of a network."""
-    size = np.abs(design).mean(axis=0)
-    return np.where(size > 0, 0.05 * np.median(ms) / np.where(size > 0, size, 1.0), 1e-12)
-
-
-@dataclass(frozen=True)
-class _System:
-    """Normal equations of equations scaled by the size of their errors."""
-
-    gram: Floats
-    moment: Floats
-
-    @classmethod
-    def of(cls, design: Floats, ms: Floats, scale: Floats) -> _System:
-        scaled = design / scale[:, None]
-        return cls(scaled.T @ scaled, scaled.T @ (ms / scale))
-
-    def solve(self, prior: Floats, spread: Floats, strength: float) -> Floats:
-        """argmin over price >= 0 of |design price - ms|^2 / scale^2 + strength |(price - prior) / spread|^2."""
-        inside = self.gram * np.outer(spread, spread)
-        inside[np.diag_indices(len(prior))] += strength + 1e-10 * np.trace(inside) / len(prior)
-        right = self.moment * spread + strength * prior / spread
-        root = linalg.cholesky(inside, lower=False)
-        free = linalg.cho_solve((root, False), right)
-        if (free >= 0).all():
-            return free * spread
-        return optimize.nnls(root, linalg.solve_triangular(root, right, trans="T"), maxiter=30 * len(prior))[0] * spread
-
-
-def _without_each(systems: list[_System]) -> list[_System]:
-    """For each part the sum of the others, and last the sum of all."""
-    gram, moment = sum(s.gram for s in systems), sum(s.moment for s in systems)
-    return [
-        *(_System(gram - s.gram, moment - s.moment) for s in systems),
-        _System(np.asarray(gram), np.asarray(moment)),
-    ]
 
 
 def _kinds(operations: Operations, view: str) -> NDArray[np.object_]:

@@ -7,7 +7,6 @@ what they mean. It knows nothing of latencies.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +14,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["PHYSICS", "Operations"]
+from hw_models.foreign_costs import costs_of, filled
+
+__all__ = ["Operations"]
 
 Floats = NDArray[np.float64]
-PHYSICS = ("operations", "macs", "activations", "params")  # millions, but for the first
 
 # Names found in the wild -> ours.
 ALIASES = {
     "network": ("net", "model", "arch", "network_id", "model_id"),
     "kind": ("op", "type", "op_type", "operator", "layer_type", "primitive"),
-    "count": ("repeat", "repeats", "times", "n"),
+    "count": ("repeat", "repeats", "times"),
     "c_in": ("cin", "in_channels", "channels_in", "ic", "input_channels"),
     "c_out": ("cout", "out_channels", "channels_out", "oc", "output_channels"),
     "h": ("height", "out_h", "h_out"),
@@ -41,26 +41,7 @@ ALIASES = {
     "params": ("parameters", "weights", "param_count"),
 }
 # These say what an operation costs or where it is, not which operation it is.
-_NOT_IDENTITY = {
-    "network",
-    "count",
-    "live",
-    "ms",
-    "macs",
-    "params",
-    "activations",
-    "src",
-    "dst",
-    "density",
-    "pattern",
-    "weight_ms",
-}
-_WEIGHTLESS = re.compile(
-    r"skip|ident|none|zero|relu|swish|act|norm|^bn|add|concat|split|shuffle|reshape|flatten|softmax|mul"
-)
-_POOL = re.compile(r"pool|gap")
-_LINEAR = re.compile(r"linear|^fc|dense(?!net)|matmul|gemm|logits|classif")
-_DEPTHWISE = re.compile(r"depthwise|dwconv|dw_conv|^dw")
+_NOT_IDENTITY = set("network count live ms macs params activations src dst density pattern".split())
 
 
 @dataclass(frozen=True)
@@ -117,9 +98,9 @@ class Operations:
             name: _column(table, name) for name in table.columns if name not in ("network", "kind", "pattern", "live")
         }
         numeric = {name: values for name, values in number.items() if values is not None}
-        count = _filled(numeric, "count", 1.0, len(table))
+        count = filled(numeric, "count", 1.0, len(table))
         _check(count >= 0, "count", count, "0 or more", table)
-        density = _filled(numeric, "density", 1.0, len(table))
+        density = filled(numeric, "density", 1.0, len(table))
         _check((density > 0) & (density <= 1), "density", density, "in (0, 1], the fraction kept", table)
         ms = numeric.get("ms", np.full(len(table), np.nan))
         _check(~(ms <= 0) & ~np.isinf(ms), "ms", ms, "above 0 (leave it empty where it was not measured)", table)
@@ -131,7 +112,7 @@ class Operations:
         )
         kind = table["kind"].astype(str).to_numpy(object)
         sparse = density < 1
-        physics, known = _physics(kind, numeric, density)
+        physics, known = costs_of(kind, numeric, density)
         described = [c for c in table.columns if _is_identity(c)]
         costs = [c for c in ("macs", "activations", "params") if c in table]
         curve = _texts(table[described if described != ["kind"] else [*described, *costs]])
@@ -207,6 +188,8 @@ class Operations:
 def _renamed(frame: pd.DataFrame) -> pd.DataFrame:
     lower = {str(c).strip().lower(): c for c in frame.columns}
     names = {}
+    if "height" not in lower:
+        lower.pop("width", None)  # alone it more often means channels
     for ours, others in ALIASES.items():
         found = next((lower[name] for name in (ours, *others) if name in lower), None)
         if found is not None and ours not in frame.columns:
@@ -251,11 +234,6 @@ def _column(table: pd.DataFrame, name: Any) -> Floats | None:
     return read.to_numpy(dtype=float)
 
 
-def _filled(numeric: dict[Any, Floats], name: str, default: float, n: int) -> Floats:
-    values = numeric.get(name, np.full(n, default))
-    return np.where(np.isnan(values), default, values)
-
-
 def _check(good: NDArray[np.bool_], name: str, values: Floats, need: str, table: pd.DataFrame) -> None:
     if not good.all():
         at = int(np.argmin(good))
@@ -281,52 +259,3 @@ def _plain(value: Any) -> Any:
         number = round(float(value), 9)
         return int(number) if number.is_integer() else number
     return str(value)
-
-
-def _physics(
-    kind: NDArray[np.object_], numeric: dict[Any, Floats], density: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """`PHYSICS` of each row: as given, else from the shape; 0 where nothing is known."""
-    n = len(kind)
-    kinds, code = np.unique(kind.astype(str), return_inverse=True)
-    lowered = [k.lower() for k in kinds]
-
-    def is_a(pattern: re.Pattern[str]) -> NDArray[np.bool_]:
-        return np.array([bool(pattern.search(k)) for k in lowered])[code]
-
-    pool, linear = is_a(_POOL), is_a(_LINEAR)
-    weightless = is_a(_WEIGHTLESS) & ~pool & ~linear & ~np.array(["conv" in k for k in lowered])[code]
-    shape = {
-        name: numeric.get(name, np.full(n, np.nan)) for name in ("c_in", "c_out", "h", "w", "kernel", "expand", "mid")
-    }
-    batch, stride = _filled(numeric, "batch", 1.0, n), _filled(numeric, "stride", 1.0, n)
-    c_in = np.where(np.isnan(shape["c_in"]), shape["c_out"], shape["c_in"])
-    c_out = np.where(np.isnan(shape["c_out"]), c_in, shape["c_out"])
-    h = np.where(np.isnan(shape["h"]), np.where(linear, 1.0, np.nan), shape["h"])
-    w = np.where(np.isnan(shape["w"]), h, shape["w"])
-    kernel = np.where(np.isnan(shape["kernel"]), 1.0, shape["kernel"])
-    groups = np.where(is_a(_DEPTHWISE), c_in, 1.0)
-    groups = np.where(np.isnan(numeric["groups"]), groups, numeric["groups"]) if "groups" in numeric else groups
-    out = c_out * h * w * batch
-    mid = np.where(np.isnan(shape["mid"]), c_in * shape["expand"], shape["mid"])
-    conv = c_in * c_out * kernel**2 / groups
-    first = np.where(mid == c_in, 0.0, c_in * mid / groups)  # an inverted residual block: widen, depthwise, narrow
-    inverted = ~np.isnan(mid)
-    weights = np.where(inverted, first + mid * kernel**2 + mid * c_out / groups, np.where(linear, c_in * c_out, conv))
-    weights = np.where(weightless | pool, 0.0, weights)
-    macs = (
-        np.where(inverted, (first * stride**2 + mid * kernel**2 + mid * c_out / groups) * h * w, weights * h * w)
-        * batch
-    )
-    macs = np.where(pool, kernel**2 * out, macs)
-    acts = np.where(inverted, out + mid * h * w * (1 + stride**2) * batch, out)
-    told = {"macs": macs, "activations": acts, "params": weights}
-    for name in told:
-        if name in numeric:
-            told[name] = np.where(np.isnan(numeric[name]), told[name], numeric[name])
-    known = np.array([True, *(bool(np.isfinite(v).any()) for v in told.values())])
-    told = {name: np.nan_to_num(values) for name, values in told.items()}
-    kept = np.where(pool | weightless, 1.0, density)
-    return np.stack(
-        [np.ones(n), told["macs"] * kept / 1e6, told["activations"] / 1e6, told["params"] * kept / 1e6], axis=1
-    ), known

@@ -41,7 +41,7 @@ ALIASES = {
     "params": ("parameters", "weights", "param_count"),
 }
 # These say what an operation costs or where it is, not which operation it is.
-_NOT_IDENTITY = set("network count live ms macs params activations src dst density pattern".split())
+_NOT_IDENTITY = {"network", "count", "live", "ms", "macs", "params", "activations", "src", "dst", "density", "pattern"}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ TREES_FROM = 300
 GAIN = 0.03  # share of the error that must go
 LARGEST = 1.0  # a correction stays within a factor e
 MOST_KINDS = 12
+CHANNELS = ("c_in", "c_out", "mid")
+ALIGNED = (8, 16, 32)
 MOST_FOLDS = 5
 
 
@@ -93,13 +95,20 @@ class Summary:
         if self.graph:
             columns += [ops.longest_path(each) / whole, ops.longest_path(alive)]
         weight = ops.count * each + 1e-9
-        for name in self.numbers:
-            given = ops.numbers[name].to_numpy(float) if name in ops.numbers else np.full(len(weight), np.nan)
-            here = np.where(np.isnan(given), 0.0, weight)
-            value = np.log1p(np.maximum(np.nan_to_num(given), 0.0))
+
+        def mean(values: Floats, given: NDArray[np.bool_]) -> Floats:
+            """Over the rows of a network that have a value, weighted by time."""
+            here = np.where(given, weight, 0.0)
             below = np.bincount(ops.row, here, minlength=len(ops.networks))
-            above = np.bincount(ops.row, here * value, minlength=len(ops.networks))
-            columns.append(above / np.maximum(below, 1e-12))
+            return np.bincount(ops.row, here * values, minlength=len(ops.networks)) / np.maximum(below, 1e-12)
+
+        for name in self.numbers:
+            value = ops.numbers[name].to_numpy(float) if name in ops.numbers else np.full(len(weight), np.nan)
+            given = ~np.isnan(value)
+            value = np.nan_to_num(value)
+            columns.append(mean(np.log1p(np.maximum(value, 0.0)), given))
+            if name in CHANNELS:  # kernels work on whole vectors of channels
+                columns.extend(mean((value % step == 0).astype(float), given) for step in ALIGNED)
         return np.stack(columns, axis=1)
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -238,5 +237,4 @@ def _show(console: Console, title: str, table: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     raise SystemExit(main())

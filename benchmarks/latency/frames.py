@@ -11,13 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.latency.records import Record
+from benchmarks.latency.records import LEAST_MS, Record
 from hw_models.workload import NETWORK_COLUMNS, Workload
 
 __all__ = ["observed", "part"]
-
-LEAST_MS = 1e-5  # a step that the clock cannot see
-
 
 def observed(work: Workload, records: Sequence[Record], threads: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What was measured, as `hw_models.store.MeasurementStore.add_networks` takes it.
@@ -44,8 +41,8 @@ def observed(work: Workload, records: Sequence[Record], threads: int) -> tuple[p
             )
         kinds, at = np.unique(ids, return_inverse=True)
         count = np.bincount(at)
-        low = np.maximum(rounds.min(axis=0), LEAST_MS)
-        spread = np.bincount(at, np.percentile(rounds, 75, axis=0) / low) / count
+        low, floor = record.step_ms(), np.maximum(rounds.min(axis=0), LEAST_MS)
+        spread = np.bincount(at, np.percentile(rounds, 75, axis=0) / floor) / count
         ms = np.bincount(at, low) / count
         rows.append(
             work.steps.iloc[kinds].assign(

@@ -23,6 +23,9 @@ __all__ = ["Record", "Records", "RecordsError"]
 VERSION = 1
 
 
+LEAST_MS = 1e-6  # a step that the clock cannot see
+
+
 class RecordsError(RuntimeError):
     """The file cannot be used; says why and what to do."""
 
@@ -59,8 +62,9 @@ class Record:
         return min(self.rounds_ms[::2]), min(self.rounds_ms[1::2])
 
     def step_ms(self) -> npt.NDArray[np.float64]:
-        """float[executed steps]: the floor of each step over the rounds."""
-        return np.asarray(self.step_rounds_ns, np.float64).min(axis=0) / 1e6
+        """float[executed steps]: the floor of each step over the rounds, scaled so that they sum up to `sum_ms`."""
+        floors = np.maximum(np.asarray(self.step_rounds_ns, np.float64).min(axis=0) / 1e6, LEAST_MS)
+        return np.asarray(floors * (self.sum_ms / floors.sum()))
 
 
 class Records:

@@ -33,7 +33,9 @@ CONFIG = Path(__file__).resolve().parents[2] / "runs/configs/quickstart.toml"
 CALIBRATION_S = 60.0
 SEEDS = (0, 1)
 QUANTILES = (0.3, 0.5, 0.7)  # of the space's latencies, for the limits
+SPACE: dict[str, Any] = {"space.stages": 3, "space.stem": 16, "space.widths": [16, 32, 64]}
 SETTINGS: dict[str, Any] = {
+    **SPACE,
     "latency.model": "predict",
     "run.workers": 0,
     "search.searchers": ["random", "nsga2"],
@@ -113,7 +115,7 @@ def _calibrate(threads: int, say: Say) -> list[float]:
     from nas.config import load_config
     from nas.space_networks import SpaceNetworks
 
-    config = load_config(CONFIG)
+    config = load_config(CONFIG, SPACE)
     if load_predictor(threads) is None:
         candidates = SpaceNetworks(config, CONFIG.parent, count=20 + round(CALIBRATION_S))
         calibrate(CALIBRATION_S, candidates=candidates, threads=threads, progress=say)

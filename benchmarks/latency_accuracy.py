@@ -171,7 +171,7 @@ def _facts(chosen: argparse.Namespace, use: Chosen, kernels: pd.DataFrame) -> di
         **facts,
         "batch": str(chosen.batch),
         "networks": f"{len(use.records)}, of {len({record.group for record in use.records})} architectures, seed {chosen.seed}",
-        "measuring_runs": f"{use.runs}, of which moved {use.moved}; networks measured in moved runs only: {len(use.unsettled)}",
+        "measuring_runs": f"{use.runs}, of which moved {use.moved}; networks without a good measurement: {len(use.unsettled)}",
         "a_a": f"{off:.2%} typical over the networks; {holds}",
         "ceiling_from": f"{len(use.again)} networks measured again in another run"
         if len(use.again) >= 20

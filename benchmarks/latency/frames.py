@@ -16,6 +16,7 @@ from hw_models.workload import NETWORK_COLUMNS, Workload
 
 __all__ = ["observed", "part"]
 
+
 def observed(work: Workload, records: Sequence[Record], threads: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What was measured, as `hw_models.store.MeasurementStore.add_networks` takes it.
 

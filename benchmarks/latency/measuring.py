@@ -2,7 +2,8 @@
 
 Networks of a batch are measured against each other in rounds; a batch is one measuring run. Even against odd rounds are its A/A
 figure. Some networks are measured again in a later run, with others around them: the noise ceiling. A run whose fixed networks
-are more than 3 % off has *moved*: its networks are measured once more, and the earlier times are not used.
+are more than 3 % off has *moved*: its networks are measured once more, and the earlier times are not used. So it is with networks
+whose floor no other round confirmed.
 
 Start with `measure_all`, then `Chosen`.
 """
@@ -10,7 +11,7 @@ Start with `measure_all`, then `Chosen`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -33,7 +34,7 @@ __all__ = ["AGAIN", "MOVED", "Chosen", "Planned", "measure_all", "plan_all"]
 BATCH = 24
 AGAIN = 0.2  # share of the networks that is measured again in a later run
 MOVED = 0.03
-ATTEMPTS = 3  # records of a network at most, where runs are moved
+ATTEMPTS = 3  # records of a network at most, where none is good
 SENTINEL = "sentinel/"
 
 Measure = Callable[[Mapping[str, tuple[Runtime, torch.Tensor]], Measurer], dict[str, InPlace]]
@@ -102,12 +103,16 @@ def _pending(networks: Sequence[Planned], records: Records, twice: set[str]) -> 
     """Networks to measure now, in the order of the benchmark; those to be measured again in an order of their own, afterwards."""
     moved = _moved_runs(records)
     found = {p.spec.name: records.of(p.spec.name) for p in networks}
-    good = {name: sum(record.run not in moved for record in of) for name, of in found.items()}
+    good = {name: sum(_good(record, moved) for record in of) for name, of in found.items()}
     once = [p for p in networks if not good[p.spec.name] and len(found[p.spec.name]) < ATTEMPTS]
     if once:
         return once
     second = [p for p in networks if p.spec.name in twice and len(found[p.spec.name]) < 2]
     return random.Random(0).sample(second, len(second))
+
+
+def _good(record: Record, moved: Collection[int]) -> bool:
+    return record.run not in moved and record.quality == "ok"
 
 
 def _run(part: Sequence[Planned], records: Records, measurer: Measurer, measure: Measure) -> list[Record]:
@@ -181,11 +186,11 @@ class Chosen:
         records: all there are.
 
     Attributes:
-        records: one per name: the first of a run that was not moved, else the fastest.
-        again: (first ms, second ms) of networks measured in two such runs.
+        records: one per name: the first that is good, else the fastest. Good is of quality "ok" and of a run that was not moved.
+        again: (first ms, second ms) of networks with two good records.
         halves: (even rounds ms, odd rounds ms) of every name.
         runs, moved: how many measuring runs there were, and how many of them were moved.
-        unsettled: names that were measured in moved runs only.
+        unsettled: names without a good record.
     """
 
     def __init__(self, names: Sequence[str], records: Records) -> None:
@@ -195,7 +200,7 @@ class Chosen:
         self.unsettled: list[str] = []
         for name in names:
             found = records.of(name)
-            good = [record for record in found if record.run not in moved]
+            good = [record for record in found if _good(record, moved)]
             if not good:
                 self.unsettled.append(name)
             self.records.append(good[0] if good else min(found, key=lambda record: record.ms))

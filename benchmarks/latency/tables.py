@@ -76,9 +76,12 @@ def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["row"] not in beside:
             of_row = {
-                name: {"row": row["row"], "figure": name, "value": row[name], "target": "", "verdict": ""}
+                name: {
+                    **{"row": row["row"], "figure": name, "value": row.get(name, math.nan)},
+                    **{"ceiling": "", "target": "", "verdict": ""},
+                }
                 for name in ("n", *FIGURES)
-                if name in row
+                if name in row or name in targets.TARGETS.get(row["row"], {})
             }
             table += of_row.values()
             continue

@@ -146,6 +146,18 @@ def test_networks_of_a_run_that_moved_are_measured_once_more_and_the_earlier_tim
     assert {r.ms for r in chosen.records} == {1.0}
 
 
+def test_a_network_whose_floor_was_not_confirmed_is_measured_once_more(small: list[Planned], file: Records) -> None:
+    measure_all(small[:3], file, Measurer(), again=0, measure=Machine())
+    disturbed = Records(file.path.with_name("disturbed.jsonl"), "here")
+    first = small[0].spec.name
+    disturbed.add(replace(r, quality="unreached", ms=3.0) if r.name == first else r for r in file.all)
+    machine = Machine()
+    measure_all(small[:3], disturbed, Measurer(), again=0, measure=machine)
+    assert machine.runs == [[first]]
+    chosen = Chosen([first], disturbed)
+    assert (chosen.records[0].ms, chosen.unsettled) == (1.0, [])
+
+
 def test_a_machine_that_never_rests_ends_all_the_same_and_is_reported(small: list[Planned], file: Records) -> None:
     machine = Machine(slow=[1.0, *np.linspace(1.2, 9.0, 30)])
     measure_all(small, file, Measurer(), again=0, measure=machine)
@@ -301,8 +313,9 @@ def test_intervals_may_be_too_wide_as_well_as_too_narrow() -> None:
 
 
 def test_a_row_without_networks_meets_no_target() -> None:
-    *_, verdict = tables.scored("known shapes", predictions([]), [])
-    assert set(verdict.values()) == {"  verdict", "no figure"}
+    rows = tables.scored("known shapes", predictions([]), [])
+    assert set(rows[-1].values()) == {"  verdict", "no figure"}
+    assert [line["verdict"] for line in tables.flat(rows)] == ["", "no figure", "no figure", "no figure", "no figure"]
 
 
 def test_every_figure_of_the_table_is_a_line_of_the_file() -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hw_models.conformal import Conformal
+from hw_models.context import Context, class_of, size_of
 from hw_models.model import SOURCES
 from hw_models.network_model import NetworkModel
 from hw_models.step_model import StepModel
@@ -101,13 +102,20 @@ class Judged:
 
 
 def left_out(
-    observed: pd.DataFrame, networks: pd.DataFrame, learned: StepModel, correction: NetworkModel, seed: int = 0
+    observed: pd.DataFrame,
+    networks: pd.DataFrame,
+    learned: StepModel,
+    context: Context,
+    correction: NetworkModel,
+    seed: int = 0,
 ) -> Judged:
     """Price every network by what the others taught.
 
     Args:
-        observed, networks: as for `hw_models.predictor.Predictor.fit`, complete; networks of one `group` are left out together.
+        observed, networks: as for `hw_models.predictor.Predictor.fit`, complete, times of steps detached from their networks
+            (`Context.detached`); networks of one `group` are left out together.
         learned: fitted to `observed`.
+        context: puts them back.
         correction: from sums to wholes.
         seed: of folds and of what is hidden.
     """
@@ -127,7 +135,7 @@ def left_out(
         if len(inside) and len(others):
             ms[inside], sigma[inside], source[inside] = StepTable.fit(others).price(observed.iloc[inside])
     passes = [
-        _pass(observed, networks, correction, (ms, sigma, source), (learned_ms, learned_sigma), share, rng)
+        _pass(observed, networks, context, correction, (ms, sigma, source), (learned_ms, learned_sigma), share, rng)
         for share in HIDDEN
     ]
     return Judged(pd.concat(passes, ignore_index=True), correction.error)
@@ -136,6 +144,7 @@ def left_out(
 def _pass(
     observed: pd.DataFrame,
     networks: pd.DataFrame,
+    context: Context,
     correction: NetworkModel,
     table: tuple[Floats, Floats, npt.NDArray[np.int8]],
     learned: tuple[Floats, Floats],
@@ -148,7 +157,9 @@ def _pass(
     hide = pd.Series(rng.random(shape.ngroups) < hidden)[shape.ngroup().to_numpy()].to_numpy()
     lost = (source < 0) | (hide & (observed["nnz"].to_numpy(float) > 0))
     ms[lost], sigma[lost], source[lost] = learned[0][lost], learned[1][lost], 2
-    spent = ms * observed["count"].to_numpy(float)
+    size = np.asarray(observed["network"].map(pd.Series(size_of(networks), index=networks.index)), float)
+    there = context.attached(np.asarray(ms, float), class_of(observed), size)
+    spent = there * observed["count"].to_numpy(float)
     label = observed["network"].to_numpy()
 
     def sums(values: npt.NDArray[Any]) -> Floats:
@@ -161,7 +172,7 @@ def _pass(
     whole = correction.predict(networks.assign(sum_ms=total))
     columns: Mapping[str, Any] = {
         "error": np.log(networks["ms"].to_numpy(float) / whole),
-        "alone": sums(observed["count"].to_numpy(float) * (ms * sigma) ** 2) / total**2,
+        "alone": sums(observed["count"].to_numpy(float) * (there * sigma) ** 2) / total**2,
         "learned": sums(np.where(source == 2, spent * sigma, 0.0)) / total,
         "table": sums(np.where(source < 2, spent * sigma, 0.0)) / total,
         "source": np.asarray(SOURCES, object)[worst],

@@ -1,6 +1,6 @@
 """From the sum of a network's steps to its whole time: `NetworkModel.fit(networks)`.
 
-    whole = a * sum of steps + b * calls from Python + c * steps + d * bytes handed over + e,     a near 1, all non-negative,
+    whole = a * sum of steps + (b + c * size) * calls from Python + d * steps + e * bytes handed over + f,  none negative,
 
 times a residual of the network's features where cross-validation says that it helps. Sums alone miss what happens between steps and
 over-count where every step was measured with overhead of its own. Source: the additive backbone with a learned residual
@@ -17,14 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hw_models.context import size_of
+
 __all__ = ["NetworkModel"]
 
 Floats = npt.NDArray[np.float64]
 
-TERMS = ("sum_ms", "calls", "steps", "handed_bytes", "one")
-# What the coefficients are shrunk to and how much of one is an ordinary deviation from it: 10 %, 5 us, 0.05 us, 1 us a page, 10 us.
-PRIOR = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
-SCALE = np.array([0.1, 0.005, 0.00005, 0.001 / 4096, 0.01])
+TERMS = ("sum_ms", "calls", "cold_calls", "steps", "handed_bytes", "one")  # cold: calls x size (`hw_models.context`)
+# What the coefficients are shrunk to and how much of one is an ordinary deviation from it: 10 %, 5 us and 1 us a call, 0.05 us a
+# step, 1 us a page, 10 us.
+PRIOR = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+SCALE = np.array([0.1, 0.005, 0.001, 0.00005, 0.001 / 4096, 0.01])
 STRENGTH = 0.02  # relative error of a network that weighs as much as one such deviation
 ENOUGH = 50  # networks, for a residual to be tried
 RIDGE = 3.0
@@ -36,7 +39,7 @@ class NetworkModel:
     """The correction of a sum.
 
     Attributes:
-        coefficients: float[5], of `TERMS`: the sum, ms per call, ms per step, ms per byte, ms.
+        coefficients: float[6], of `TERMS`: the sum, ms per call, per call and size, per step, per byte, ms.
         residual: float[features + 1] of a ridge regression of the log ratio on standardised features; empty if it does not pay.
         centre, scale: float[features] of the standardisation.
         error: relative error (root mean square, log space) on the networks it was fitted to, cross-validated.
@@ -100,8 +103,9 @@ class NetworkModel:
 
 
 def _terms(networks: pd.DataFrame) -> Floats:
-    full = networks.reindex(columns=list(TERMS), fill_value=0.0).assign(one=1.0)
-    return full.fillna(0.0).to_numpy(float)
+    full = networks.reindex(columns=list(TERMS), fill_value=0.0).fillna(0.0)
+    cold = full["calls"].to_numpy(float) * size_of(networks)
+    return full.assign(one=1.0, cold_calls=cold)[list(TERMS)].to_numpy(float)
 
 
 def _features(networks: pd.DataFrame) -> Floats:

@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from hw_models.analytical import AnalyticalModel
 from hw_models.choices import choose_kernels
 from hw_models.conformal import Conformal
+from hw_models.context import CLASSES, Context, class_of, size_of
 from hw_models.descriptor import DeviceDescriptor, DeviceError, load_device
 from hw_models.honesty import Spread, left_out
 from hw_models.model import PART_COLUMNS, SOURCES, CalibrationError, Estimate, LatencyModel
@@ -55,6 +56,7 @@ class Predictor(LatencyModel):
         threads: CPU threads.
         table, learned, roofs: what answers for steps.
         shifts: curve -> log(measured / learned), the mean over the curve's measurements, drawn to 0 where they are few.
+        context: what networks of other sizes do to the time of a step; table, learned and shifts hold for its reference size.
         correction: from sums to wholes.
         spread, conformal: from what each part is unsure of to an interval.
         facts: how it came about: networks, steps, errors on networks left out.
@@ -67,6 +69,7 @@ class Predictor(LatencyModel):
     learned: StepModel | None
     roofs: AnalyticalModel
     shifts: dict[str, float]
+    context: Context
     correction: NetworkModel
     spread: Spread
     conformal: Conformal
@@ -113,16 +116,19 @@ class Predictor(LatencyModel):
                 None,
                 roofs,
                 {},
+                Context(),
                 nothing,
                 Spread(),
                 Conformal.fit([], [], []),
             )
         with threadpool_limits(limits=1):  # small matrices: threads that wait for each other cost more than they bring
             correction = NetworkModel.fit(networks, seed)
+            context = Context.fit(observed, networks)
+            observed = context.detached(observed, networks)
             table = StepTable.fit(observed)
             learned = StepModel.fit(observed, seed=seed)
             shifts = _shifts(observed, learned.predict(observed)[0])
-            judged = left_out(observed, networks, learned, correction, seed)
+            judged = left_out(observed, networks, learned, context, correction, seed)
             spread, conformal = judged.fit()
         facts = {
             "networks": len(networks),
@@ -130,7 +136,9 @@ class Predictor(LatencyModel):
             "curves": len(table.curves),
             **judged.facts(spread),
         }
-        return cls(device, runtime, threads, table, learned, roofs, shifts, correction, spread, conformal, facts)
+        return cls(
+            device, runtime, threads, table, learned, roofs, shifts, context, correction, spread, conformal, facts
+        )
 
     def price(self, steps: pd.DataFrame) -> tuple[Floats, Floats, npt.NDArray[np.int8]]:
         """Times of single steps, in place.
@@ -182,25 +190,34 @@ class Predictor(LatencyModel):
         return Estimate(float(row["ms"]), float(row["lo_ms"]), float(row["hi_ms"]), str(row["source"]), parts, note)
 
     def _whole(self, work: Workload, ms: Floats, sigma: Floats, source: npt.NDArray[np.int8]) -> pd.DataFrame:
-        sums = work.sums(ms)
-        safe = np.maximum(sums, 1e-12)
-        whole = self.correction.predict(work.networks.assign(sum_ms=sums))
-        worst = np.zeros(len(sums), np.int8)
-        for number in range(1, len(SOURCES)):
-            share = work.sums(np.where(source == number, ms, 0.0)) / safe
-            worst[share >= WORTH_NAMING] = number
+        of, classes = class_of(work.steps), np.arange(len(CLASSES))
+        spread = ms * sigma
+        columns = [
+            np.where(of[:, None] == classes, ms[:, None], 0.0),  # by class
+            (of[:, None] == classes).astype(float),
+            np.where(source[:, None] == np.arange(len(SOURCES)), ms[:, None], 0.0),  # by source
+            np.column_stack(
+                [spread**2, np.where(source >= LEARNED, spread, 0.0), np.where(source < LEARNED, spread, 0.0)]
+            ),
+        ]
+        sums = work.sums(np.column_stack(columns))
+        by_class, calls, by_source, spreads = np.split(
+            sums, np.cumsum([part.shape[1] for part in columns])[:-1], axis=1
+        )
+        total = np.maximum(by_class.sum(axis=1), 1e-12)
+        in_place = self.context.sums(by_class.T, calls.T, size_of(work.networks))
+        whole = self.correction.predict(work.networks.assign(sum_ms=in_place))
+        worst = np.max(np.where(by_source >= WORTH_NAMING * total[:, None], np.arange(len(SOURCES)), 0), axis=1)
         names = np.asarray(SOURCES, object)[worst]
-        alone = work.sums((ms * sigma) ** 2) / safe**2
-        together = work.sums(np.where(source >= LEARNED, ms * sigma, 0.0)) / safe
-        table = work.sums(np.where(source < LEARNED, ms * sigma, 0.0)) / safe
-        spread = self.spread(alone, together, table, self.correction.error)
-        lo, hi = self.conformal.interval(whole, spread, names)
+        alone, together, table = spreads[:, 0] / total**2, spreads[:, 1] / total, spreads[:, 2] / total
+        lo, hi = self.conformal.interval(whole, self.spread(alone, together, table, self.correction.error), names)
         return pd.DataFrame({"ms": whole, "lo_ms": lo, "hi_ms": hi, "source": names.astype(str)})
 
     def _parts(
         self, plan: Plan, work: Workload, ms: Floats, sigma: Floats, source: npt.NDArray[np.int8]
     ) -> pd.DataFrame:
         n, ids = len(plan.ops), work.ids
+        ms = self.context.attached(ms, class_of(work.steps), float(size_of(work.networks)[0]))
         total = np.bincount(work.ops, ms[ids], n)[:n]
         error = np.sqrt(np.bincount(work.ops, (ms * sigma)[ids] ** 2, n)[:n]) / np.maximum(total, 1e-12)
         worst = np.zeros(n, np.int64)

@@ -20,6 +20,7 @@ import numpy as np
 
 from hw_models.analytical import AnalyticalModel
 from hw_models.conformal import Conformal
+from hw_models.context import Context
 from hw_models.descriptor import DeviceError, load_device, save_device
 from hw_models.device import runtime_id
 from hw_models.honesty import Spread
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "home", "load", "of_host", "save"]
 
-FORMAT = 1
+FORMAT = 2
 CURRENT = "current"
 KEEP_S = 60.0
 _RENEW = "run `nas calibrate` to make a new one (a minute is enough to begin with)"
@@ -62,6 +63,7 @@ def save(model: Predictor, folder: str | os.PathLike[str]) -> Path:
         "runtime": model.runtime,
         "threads": model.threads,
         "shifts": model.shifts,
+        "context": model.context.to_dict(),
         "correction": model.correction.to_dict(),
         "spread": model.spread.to_dict(),
         "conformal": model.conformal.to_dict(),
@@ -125,6 +127,7 @@ def _read(folder: Path) -> Predictor:
             learned=learned,
             roofs=AnalyticalModel(device),
             shifts=content["shifts"],
+            context=Context.from_dict(content["context"]),
             correction=NetworkModel.from_dict(content["correction"]),
             spread=Spread(**content["spread"]),
             conformal=Conformal.from_dict(content["conformal"]),

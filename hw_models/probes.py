@@ -28,7 +28,7 @@ Probe = tuple[str, nn.Module, torch.Tensor]  # name, network in eval mode with m
 PATTERNS = ("unstructured", "unstructured", "4x1", "16x1", "1x4", "2:4", "channel")
 LEAST_DENSITY = 0.01
 DENSE = 0.18  # of the probes are dense throughout: then torch runs pooling, sums and activations as well
-SIZES = (8, 16, 32, 64)
+SIZES = (8, 14, 16, 28, 32, 32, 64)
 MOST_WEIGHTS = 600_000  # of one convolution
 MOST_MACS = 60e6  # of one convolution, dense
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (nn.ReLU, nn.ReLU, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
@@ -126,7 +126,7 @@ def _mlp(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
 
 def _convolutions(rng: random.Random, kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     size, colours = rng.choice(SIZES), rng.choice((1, 3, 3))
-    odd = kind != "cells" and rng.random() < 0.2  # some candidates of cells can only halve what is even
+    odd = kind != "cells" and rng.random() < 0.2
     height, width = size, max(4, size - rng.randint(1, 4)) if odd else size
     act = rng.choice(ACTIVATIONS)
     channels = _channels(rng, 8, 96)
@@ -134,7 +134,7 @@ def _convolutions(rng: random.Random, kind: str) -> tuple[nn.Module, tuple[int, 
     layers: list[nn.Module] = [_conv(colours, channels, 3, stride, 1, act)]
     place = size // stride
     for _ in range(rng.randint(3, 7)):
-        stride = 2 if place > 4 and rng.random() < 0.3 else 1
+        stride = 2 if place > 3 and rng.random() < 0.3 else 1
         wider = stride == 2 or rng.random() < 0.3
         most = int(min(320, max(8, math.sqrt(MOST_MACS) / max(place / stride, 1))))
         after = (
@@ -227,7 +227,12 @@ def _cell(rng: random.Random, a: int, b: int, stride: int, place: int, act: Call
     width = max(4, b // 2)
     names = [name for name in OPERATIONS if name != "none"]
     chosen = [rng.choice(names) for _ in range(rng.randint(2, 3))]
-    branches = [nn.Sequential(_conv(a, width, 1, 1, 1, None), OPERATIONS[n](width, width, stride)) for n in chosen]
+    odd = place % 2 == 1
+    if rng.random() < 0.5:  # all read the same value, as in the cells of search spaces
+        branches = [OPERATIONS[n](a, width, stride, odd=odd) for n in chosen]
+    else:
+        narrowed = [_conv(a, width, 1, 1, 1, None) for _ in chosen]
+        branches = [nn.Sequential(c, OPERATIONS[n](width, width, stride, odd=odd)) for c, n in zip(narrowed, chosen)]
     cell = _Branches(branches, rng.random() < 0.5)
     total = width * len(branches) if cell.concatenate else width
     return nn.Sequential(cell, _conv(total, b, 1, 1, 1, act if rng.random() < 0.5 else None))

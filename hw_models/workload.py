@@ -13,11 +13,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import csr_array
 
 from ops.kernels.lanes import LANES
 from ops.plan import Plan, PlannedOp
@@ -68,16 +70,21 @@ class Workload:
         return len(self.networks)
 
     def sums(self, per_step: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The sum over each network's steps of a number given per distinct step.
+        """The sums over each network's steps of numbers given per distinct step.
 
         Args:
-            per_step: float[distinct steps].
+            per_step: float[distinct steps] or float[distinct steps, k].
 
         Returns:
-            float[networks].
+            float[networks] or float[networks, k].
         """
-        running = np.concatenate([[0.0], np.cumsum(per_step[self.ids])])
-        return running[self.offsets[1:]] - running[self.offsets[:-1]]
+        return np.asarray(self._counts @ per_step)
+
+    @cached_property
+    def _counts(self) -> csr_array:
+        """float[networks, distinct steps]: how often each network executes each step."""
+        shape = (len(self.networks), len(self.steps))
+        return csr_array((np.ones(len(self.ids)), self.ids, self.offsets), shape=shape)
 
     def of(self, network: int) -> npt.NDArray[np.int64]:
         """Ids of the steps one network executes, in order."""

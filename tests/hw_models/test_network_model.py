@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hw_models.context import size_of
 from hw_models.network_model import ENOUGH, TERMS, NetworkModel
 
-TRUTH = np.array([1.03, 0.0015, 0.00006, 1e-7, 0.005])
+TRUTH = np.array([1.03, 0.0015, 0.0003, 0.00006, 1e-7, 0.005])
 
 
 def _networks(count: int, seed: int = 0, noise: float = 0.01) -> pd.DataFrame:
@@ -23,7 +24,8 @@ def _networks(count: int, seed: int = 0, noise: float = 0.01) -> pd.DataFrame:
             "handed_bytes": rng.choice([40.0, 4e3, 6e4, 3e5], count),
         }
     )
-    table = np.column_stack([frame[name] for name in TERMS[:-1]] + [np.ones(count)])
+    full = frame.assign(one=1.0, cold_calls=frame["calls"] * size_of(frame))
+    table = full[list(TERMS)].to_numpy()
     return frame.assign(ms=(table @ TRUTH) * np.exp(noise * rng.standard_normal(count)))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from hw_models import predictor_files
 from hw_models.choices import choose_kernels
+from hw_models.context import Context, class_of, size_of
 from hw_models.descriptor import DeviceDescriptor, DeviceError
 from hw_models.device import runtime_id
 from hw_models.honesty import Spread, left_out
@@ -72,7 +73,8 @@ def test_one_and_many_say_the_same(model: Predictor) -> None:
 def test_parts_are_the_sums_of_their_steps(model: Predictor) -> None:
     work = some_work(0, plans=PLANS[:1])
     parts = model.predict(PLANS[0]).parts
-    assert parts["ms"].sum() == pytest.approx(float(work.sums(model.price(work.steps)[0])[0]))
+    there = model.context.attached(model.price(work.steps)[0], class_of(work.steps), size_of(work.networks)[0])
+    assert parts["ms"].sum() == pytest.approx(float(work.sums(there)[0]))
 
 
 def test_an_operation_nobody_measured_is_priced_from_the_roofs_and_said_so(model: Predictor) -> None:
@@ -143,7 +145,7 @@ def _seconds(call) -> float:
 
 def test_left_out_networks_are_not_answered_by_their_own_measurements() -> None:
     steps, networks = observed(TRAIN)
-    judged = left_out(steps, networks, StepModel.fit(steps), NetworkModel.fit(networks))
+    judged = left_out(steps, networks, StepModel.fit(steps), Context(), NetworkModel.fit(networks))
     own = judged.frame[judged.frame["hidden"] == 1.0]
     assert (own["source"] != "measured").all()  # every probe has shapes of its own
     assert judged.frame["error"].abs().mean() > 0.005
@@ -156,7 +158,9 @@ def test_copies_of_a_network_are_left_out_together() -> None:
     apart = networks.assign(group=[str(k) for k in range(24)])
     correction, learned = NetworkModel.fit(networks), StepModel.fit(steps)
     known = [
-        (left_out(steps, frame, learned, correction).frame.query("hidden == 0")["source"] == "measured").mean()
+        (
+            left_out(steps, frame, learned, Context(), correction).frame.query("hidden == 0")["source"] == "measured"
+        ).mean()
         for frame in (together, apart)
     ]
     assert known[0] < known[1]

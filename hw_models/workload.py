@@ -164,7 +164,9 @@ def step_rows(scheduled: Schedule) -> Iterator[dict[str, Any]]:
         else:
             row = _row(step)
         key = scheduled.key(step)
-        yield {**row, "key": "" if key is None else f"{key}@{step.kernel}", "batch": batch}
+        if key is not None:  # of torch's steps what the row itself says
+            key = row["curve"] if step.kind == "torch" else f"{key}@{step.kernel}"
+        yield {**row, "key": key or "", "batch": batch}
 
 
 def _calls(scheduled: Schedule) -> int:
@@ -188,14 +190,16 @@ def _torch_row(op: PlannedOp) -> dict[str, Any]:
     first = op.input_shapes[0] if op.input_shapes else ()
     batch = first[0] if first else 1
     kind = f"torch.{op.kind}"
-    curve = json.dumps({**json.loads(op.key), "nnz": None}, sort_keys=True) if op.key is not None else op.name
+    # torch computes zeros like everything else, so that neither their number nor their pattern tells steps apart
+    known = {**json.loads(op.key), "nnz": None, "pattern": None} if op.key is not None else None
+    curve = op.name if known is None else json.dumps(known, sort_keys=True, separators=(",", ":"))
     dense = float(op.dense_macs * batch)
     return {
         "curve": f"{curve}@torch",
         "family": f"{kind}/torch",
         "kind": kind,
         "kernel": "torch",
-        "pattern": "",  # torch computes zeros like everything else
+        "pattern": "",
         "density": 1.0,
         "nnz": float(math.prod(op.weight_shape)) if op.weight_shape else 0.0,
         "macs": dense,

@@ -105,6 +105,14 @@ def test_a_layer_torch_runs_computes_its_zeros() -> None:
     assert json.loads(row["curve"].rpartition("@")[0])["nnz"] is None
 
 
+def test_zeros_do_not_tell_layers_apart_that_torch_runs() -> None:
+    rows = [
+        workload([lower(_conv(density, pattern), X, choose=lambda op, kernels: "torch")]).steps.query("nnz > 0").iloc[0]
+        for density, pattern in ((0.1, "unstructured"), (0.3, "4x1"), (1.0, "unstructured"))
+    ]
+    assert len({row["key"] for row in rows}) == len({row["curve"] for row in rows}) == 1
+
+
 def test_calls_count_what_python_calls() -> None:
     all_torch = lower(_conv(1.0), X, choose=lambda op, kernels: "torch")
     assert workload([all_torch]).networks["calls"].iloc[0] == len(all_torch.ops)

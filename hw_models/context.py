@@ -1,11 +1,12 @@
 """What a network around it does to the time of a step: `Context`.
 
 The same step takes longer in a larger network: between two of its runs more memory was touched, so its code, its weights and what
-Python needs to call it come from farther away. The measure is the bytes a call of the network touches, on a logarithmic scale.
-Steps that compiled code runs take longer in proportion; those that Python calls by a constant.
+Python needs to call it come from farther away. Steps that compiled code runs take longer in proportion, by the logarithm of the
+bytes that a call of the network occupies. Those that Python calls take longer by a constant, by the root of the bytes that
+compiled steps move meanwhile: in a network that torch runs alone, Python's own code stays warm.
 
 How much is told by steps that were measured in several networks, or others just as light. Times are brought to one reference
-size before anything is learned from them, and from there to the size of the network that is asked for. Start with `Context.fit`.
+before anything is learned from them, and from there to the network that is asked for. Start with `Context.fit`.
 """
 
 from __future__ import annotations
@@ -20,26 +21,38 @@ import pandas as pd
 
 from ops.runtime import CONVERSIONS
 
-__all__ = ["CLASSES", "Context", "class_of", "size_of"]
+__all__ = ["CLASSES", "REFERENCE", "Context", "class_of", "surroundings"]
 
 Floats = npt.NDArray[np.float64]
 
 # Classes of steps that networks of other sizes slow down alike. Those of the first two by a constant, the others in proportion.
 CLASSES = ("torch", "fetch", "conversions", "lanes", "portable", "specialised")
 _CONSTANT = np.array([True, True, False, False, False, False])
+_MEASURE = np.where(_CONSTANT, 1, 0)  # which of the two measures of `surroundings`
 UNIT = 2.0**16  # bytes
-REFERENCE = 4.0  # size that times are brought to: about a megabyte
-# Shrinkage towards no effect, in squared units of size: as if so much had been seen of a step that does not change.
+MOST_MOVED = 4.0  # beyond, there is nothing left to become cold
+REFERENCE = np.array([4.0, 1.0])  # surroundings that times are brought to: a megabyte, a megabyte moved
+# Shrinkage towards no effect, in squared units of the measure: as if so much had been seen of a step that does not change.
 RIDGE = 20.0
-MOST = 0.4  # in proportion, per unit of size
+MOST = 0.4  # in proportion, per unit
 LIGHT_MACS, LIGHT_BYTES = 2e5, 1e5
 LEAST_SHARE = 0.3  # of a measured time that is left when it is brought to a smaller network
 
 
-def size_of(networks: pd.DataFrame) -> Floats:
-    """log2(1 + bytes / 64 KiB) of what a call touches: packed weights, working memory, tensors handed over. float[networks]."""
-    full = networks.reindex(columns=["weight_bytes", "arena_bytes", "handed_bytes"], fill_value=0.0).fillna(0.0)
-    return np.asarray(np.log2(1.0 + full.to_numpy(float).sum(axis=1) / UNIT))
+def surroundings(networks: pd.DataFrame) -> Floats:
+    """Measures of networks: float[networks, 2].
+
+    Args:
+        networks: weight_bytes, arena_bytes, handed_bytes, compiled_bytes; 0 where a column is missing.
+
+    Returns:
+        log2(1 + bytes / 64 KiB) of what a call occupies (packed weights, working memory, tensors handed over); root of the
+        megabytes that compiled steps read and write, at most 4.
+    """
+    names = ["weight_bytes", "arena_bytes", "handed_bytes", "compiled_bytes"]
+    full = networks.reindex(columns=names, fill_value=0.0).fillna(0.0).to_numpy(float)
+    moved = np.minimum(np.sqrt(full[:, 3] / 2.0**20), MOST_MOVED)
+    return np.column_stack([np.log2(1.0 + full[:, :3].sum(axis=1) / UNIT), moved])
 
 
 def class_of(steps: pd.DataFrame) -> npt.NDArray[np.int64]:
@@ -58,7 +71,8 @@ class Context:
     """How times change with the size of the network.
 
     Attributes:
-        slopes: float per class of `CLASSES`: ms per unit of size for the first two, part of the time per unit of size for others.
+        slopes: float per class of `CLASSES`: ms per unit of the second measure for the first two classes, part of the time per unit
+            of the first measure for the others.
     """
 
     slopes: tuple[float, ...] = (0.0,) * len(CLASSES)
@@ -69,16 +83,15 @@ class Context:
 
         Args:
             observed: `hw_models.workload.STEP_COLUMNS`, ms, network (index of `networks`); one row per step and network.
-            networks: weight_bytes, arena_bytes, handed_bytes.
+            networks: as for `surroundings`.
         """
         if len(observed) == 0:
             return cls()
-        size = pd.Series(size_of(networks), index=networks.index)
-        x = observed["network"].map(size).to_numpy(float)
         ms, of, same = observed["ms"].to_numpy(float), class_of(observed), observed["key"].to_numpy(dtype=object)
         # What Python calls for next to no work costs the same whatever its shape, so that one may stand for another.
         light = (observed["dense_macs"] <= LIGHT_MACS) & (observed["in_bytes"] + observed["out_bytes"] <= LIGHT_BYTES)
         constant = _CONSTANT[of]
+        x = _of_rows(observed, networks)[np.arange(len(of)), _MEASURE[of]]
         same = np.where(constant & light.to_numpy(), observed["family"].to_numpy(dtype=object), same)
         slopes = []
         for number in range(len(CLASSES)):
@@ -88,44 +101,45 @@ class Context:
         return cls(tuple(slopes))
 
     def detached(self, observed: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
-        """The rows with ms as in a network of the reference size."""
-        size = pd.Series(size_of(networks), index=networks.index)
-        away = observed["network"].map(size).to_numpy(float) - REFERENCE
+        """The rows with ms as in a network of the reference surroundings."""
         of, ms = class_of(observed), observed["ms"].to_numpy(float)
+        away = (_of_rows(observed, networks) - REFERENCE)[np.arange(len(of)), _MEASURE[of]]
         slope = np.asarray(self.slopes)[of]
         constant = np.maximum(ms - slope * away, LEAST_SHARE * ms)
         return observed.assign(ms=np.where(_CONSTANT[of], constant, ms * np.exp(-slope * away)))
 
-    def attached(self, ms: Floats, of: npt.NDArray[np.int64], size: Floats | float) -> Floats:
+    def attached(self, ms: Floats, of: npt.NDArray[np.int64], around: Floats) -> Floats:
         """Times in a network.
 
         Args:
-            ms: float[n], at the reference size.
+            ms: float[n], at the reference.
             of: int[n], from `class_of`.
-            size: float[n] or one for all, from `size_of`.
+            around: float[n, 2] or float[2] for all, from `surroundings`.
         """
-        away, slope = np.asarray(size) - REFERENCE, np.asarray(self.slopes)[of]
+        away = np.broadcast_to(around - REFERENCE, (len(of), 2))[np.arange(len(of)), _MEASURE[of]]
+        slope = np.asarray(self.slopes)[of]
         constant = np.maximum(ms + slope * away, LEAST_SHARE * ms)
         return np.asarray(np.where(_CONSTANT[of], constant, ms * np.exp(slope * away)))
 
-    def sums(self, ms: Floats, calls: Floats, size: Floats) -> Floats:
+    def sums(self, ms: Floats, calls: Floats, around: Floats) -> Floats:
         """Sums of networks' steps.
 
         Args:
-            ms: float[classes, networks], sums by class at the reference size.
+            ms: float[classes, networks], sums by class at the reference.
             calls: float[classes, networks], steps by class.
-            size: float[networks].
+            around: float[networks, 2].
 
         Returns:
             float[networks], what adding up `attached` steps gives (up to its lower limit).
         """
-        away = size - REFERENCE
-        total = np.zeros(len(size))
+        away = around - REFERENCE
+        total = np.zeros(len(away))
         for number, slope in enumerate(self.slopes):
+            by = slope * away[:, _MEASURE[number]]
             if _CONSTANT[number]:
-                total += np.maximum(ms[number] + slope * away * calls[number], LEAST_SHARE * ms[number])
+                total += np.maximum(ms[number] + by * calls[number], LEAST_SHARE * ms[number])
             else:
-                total += ms[number] * np.exp(slope * away)
+                total += ms[number] * np.exp(by)
         return total
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,6 +150,12 @@ class Context:
     def from_dict(cls, data: Mapping[str, Any]) -> Context:
         """The context `to_dict` was called on."""
         return cls(tuple(float(slope) for slope in data["slopes"]))
+
+
+def _of_rows(observed: pd.DataFrame, networks: pd.DataFrame) -> Floats:
+    """`surroundings` of the network of each row, float[rows, 2]."""
+    place = pd.Series(np.arange(len(networks)), index=networks.index)
+    return surroundings(networks)[observed["network"].map(place).to_numpy(int)]
 
 
 def _slope(x: Floats, y: Floats, key: npt.NDArray[Any], constant: bool) -> float:

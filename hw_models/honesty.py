@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hw_models.conformal import Conformal
-from hw_models.context import Context, class_of, size_of
+from hw_models.context import Context, class_of, surroundings
 from hw_models.model import SOURCES
 from hw_models.network_model import NetworkModel
 from hw_models.step_model import StepModel
@@ -157,8 +157,8 @@ def _pass(
     hide = pd.Series(rng.random(shape.ngroups) < hidden)[shape.ngroup().to_numpy()].to_numpy()
     lost = (source < 0) | (hide & (observed["nnz"].to_numpy(float) > 0))
     ms[lost], sigma[lost], source[lost] = learned[0][lost], learned[1][lost], 2
-    size = np.asarray(observed["network"].map(pd.Series(size_of(networks), index=networks.index)), float)
-    there = context.attached(np.asarray(ms, float), class_of(observed), size)
+    place = observed["network"].map(pd.Series(np.arange(len(networks)), index=networks.index)).to_numpy(int)
+    there = context.attached(np.asarray(ms, float), class_of(observed), surroundings(networks)[place])
     spent = there * observed["count"].to_numpy(float)
     label = observed["network"].to_numpy()
 

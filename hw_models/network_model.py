@@ -1,6 +1,6 @@
 """From the sum of a network's steps to its whole time: `NetworkModel.fit(networks)`.
 
-    whole = a * sum of steps + (b + c * size) * calls from Python + d * steps + e * bytes handed over + f,  none negative,
+    whole = a * sum of steps + (b + c * moved) * calls from Python + d * steps + e * bytes handed over + f,  none negative,
 
 times a residual of the network's features where cross-validation says that it helps. Sums alone miss what happens between steps and
 over-count where every step was measured with overhead of its own. Source: the additive backbone with a learned residual
@@ -17,13 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hw_models.context import size_of
+from hw_models.context import surroundings
 
 __all__ = ["NetworkModel"]
 
 Floats = npt.NDArray[np.float64]
 
-TERMS = ("sum_ms", "calls", "cold_calls", "steps", "handed_bytes", "one")  # cold: calls x size (`hw_models.context`)
+TERMS = (
+    "sum_ms",
+    "calls",
+    "cold_calls",
+    "steps",
+    "handed_bytes",
+    "one",
+)  # cold: calls x what is moved (`surroundings`)
 # What the coefficients are shrunk to and how much of one is an ordinary deviation from it: 10 %, 5 us and 1 us a call, 0.05 us a
 # step, 1 us a page, 10 us.
 PRIOR = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
@@ -104,7 +111,7 @@ class NetworkModel:
 
 def _terms(networks: pd.DataFrame) -> Floats:
     full = networks.reindex(columns=list(TERMS), fill_value=0.0).fillna(0.0)
-    cold = full["calls"].to_numpy(float) * size_of(networks)
+    cold = full["calls"].to_numpy(float) * surroundings(networks)[:, 1]
     return full.assign(one=1.0, cold_calls=cold)[list(TERMS)].to_numpy(float)
 
 

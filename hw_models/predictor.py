@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from hw_models.analytical import AnalyticalModel
 from hw_models.choices import choose_kernels
 from hw_models.conformal import Conformal
-from hw_models.context import CLASSES, Context, class_of, size_of
+from hw_models.context import CLASSES, Context, class_of, surroundings
 from hw_models.descriptor import DeviceDescriptor, DeviceError, load_device
 from hw_models.honesty import Spread, left_out
 from hw_models.model import PART_COLUMNS, SOURCES, CalibrationError, Estimate, LatencyModel
@@ -205,7 +205,7 @@ class Predictor(LatencyModel):
             sums, np.cumsum([part.shape[1] for part in columns])[:-1], axis=1
         )
         total = np.maximum(by_class.sum(axis=1), 1e-12)
-        in_place = self.context.sums(by_class.T, calls.T, size_of(work.networks))
+        in_place = self.context.sums(by_class.T, calls.T, surroundings(work.networks))
         whole = self.correction.predict(work.networks.assign(sum_ms=in_place))
         worst = np.max(np.where(by_source >= WORTH_NAMING * total[:, None], np.arange(len(SOURCES)), 0), axis=1)
         names = np.asarray(SOURCES, object)[worst]
@@ -217,7 +217,7 @@ class Predictor(LatencyModel):
         self, plan: Plan, work: Workload, ms: Floats, sigma: Floats, source: npt.NDArray[np.int8]
     ) -> pd.DataFrame:
         n, ids = len(plan.ops), work.ids
-        ms = self.context.attached(ms, class_of(work.steps), float(size_of(work.networks)[0]))
+        ms = self.context.attached(ms, class_of(work.steps), surroundings(work.networks)[0])
         total = np.bincount(work.ops, ms[ids], n)[:n]
         error = np.sqrt(np.bincount(work.ops, (ms * sigma)[ids] ** 2, n)[:n]) / np.maximum(total, 1e-12)
         worst = np.zeros(n, np.int64)
@@ -271,6 +271,12 @@ def _checked(observed: pd.DataFrame, networks: pd.DataFrame) -> tuple[pd.DataFra
     if "sum_ms" not in networks or networks["sum_ms"].isna().any():
         sums = (observed["ms"] * observed["count"]).groupby(observed["network"]).sum()
         networks = networks.assign(sum_ms=sums.reindex(networks.index).fillna(networks["ms"]))
+    if "compiled_bytes" not in networks or networks["compiled_bytes"].isna().any():  # measured before it was noted
+        compiled = (observed["kernel"] != "torch") & (observed["kind"] != "fetch")
+        moved = observed[["in_bytes", "out_bytes", "weight_bytes"]].sum(axis=1) * observed["count"] * compiled
+        networks = networks.assign(
+            compiled_bytes=moved.groupby(observed["network"]).sum().reindex(networks.index).fillna(0.0)
+        )
     networks = _reached(networks)
     observed = observed[observed["network"].isin(networks.index)].reset_index(drop=True)
     if "group" not in networks:

@@ -40,8 +40,9 @@ STEP_NUMBERS = (
 # pixels; channels; positions = output pixels x batch; window = kernel height x width.
 STEP_COLUMNS = (*STEP_TEXTS, *STEP_NUMBERS)
 # Of a network: steps executed, calls from Python (programs and operations of torch), bytes of packed weights and of working memory.
-# Handed over: bytes of the tensors that compiled steps fill for torch, new memory every time.
-NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "handed_bytes", "batch")
+# Handed over: bytes of tensors that compiled steps fill for torch, new memory every time; compiled: that compiled steps read and
+# write, weights included.
+NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "handed_bytes", "compiled_bytes", "batch")
 
 LEAST_DENSITY = 1e-6  # of a layer, or a part of one, that keeps nothing
 # Bytes per kept weight, about: value and offset; value, and the instruction that loads and multiplies.
@@ -124,7 +125,7 @@ def workload(plans: Sequence[Plan | Schedule], names: Sequence[str] | None = Non
     networks = []
     for number, plan in enumerate(plans):
         scheduled = plan if isinstance(plan, Schedule) else schedule(plan)
-        bytes_ = 0.0
+        bytes_ = moved = 0.0
         for step, row in zip(scheduled.steps, step_rows(scheduled)):
             name = (row["key"], row["family"])
             at = known.get(name) if row["key"] else None
@@ -136,6 +137,8 @@ def workload(plans: Sequence[Plan | Schedule], names: Sequence[str] | None = Non
             ids.append(at)
             ops.append(min(step.op, len(scheduled.plan.ops) - 1))
             bytes_ += row["weight_bytes"]
+            if step.kind not in ("torch", "fetch"):
+                moved += row["in_bytes"] + row["out_bytes"] + row["weight_bytes"]
         offsets.append(len(ids))
         shape = scheduled.plan.input_shape
         networks.append(
@@ -146,6 +149,7 @@ def workload(plans: Sequence[Plan | Schedule], names: Sequence[str] | None = Non
                 "weight_bytes": bytes_,
                 "arena_bytes": float(scheduled.arena),
                 "handed_bytes": float(_handed(scheduled)),
+                "compiled_bytes": moved,
                 "batch": float(shape[0] if shape else 1),
             }
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw_models.context import CLASSES, REFERENCE, Context, class_of, size_of
+from hw_models.context import CLASSES, REFERENCE, Context, class_of, surroundings
 
 SLOPES = (0.0006, 0.0003, 0.08, 0.05, 0.02, 0.01)
 _KIND = {"torch": "torch.linear", "fetch": "fetch", "conversions": "to_lanes"}
@@ -15,7 +15,10 @@ _KIND = {"torch": "torch.linear", "fetch": "fetch", "conversions": "to_lanes"}
 def _networks(count: int = 60) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     return pd.DataFrame(
-        {name: np.exp(rng.uniform(8, 15, count)) for name in ("weight_bytes", "arena_bytes", "handed_bytes")}
+        {
+            name: np.exp(rng.uniform(8, 16, count))
+            for name in ("weight_bytes", "arena_bytes", "handed_bytes", "compiled_bytes")
+        }
     )
 
 
@@ -28,8 +31,8 @@ def _steps(networks: pd.DataFrame, slopes: tuple[float, ...], keys: int = 6, noi
         kind = _KIND.get(name, "halo" if name == "lanes" else "conv")
         for k in range(keys):
             base = 0.01 * (k + 1)
-            for network, size in zip(networks.index, size_of(networks)):
-                away = size - REFERENCE
+            for network, measures in zip(networks.index, surroundings(networks)):
+                away = (measures - REFERENCE)[1 if number < 2 else 0]
                 ms = base + slopes[number] * away if number < 2 else base * np.exp(slopes[number] * away)
                 rows.append(
                     (
@@ -53,7 +56,7 @@ def test_every_class_is_told_apart() -> None:
 def test_known_effects_are_found() -> None:
     networks = _networks()
     found = Context.fit(_steps(networks, SLOPES, noise=0.02), networks)
-    np.testing.assert_allclose(found.slopes[:2], SLOPES[:2], rtol=0.15)
+    np.testing.assert_allclose(found.slopes[:2], SLOPES[:2], rtol=0.35)  # drawn to 0
     np.testing.assert_allclose(found.slopes[2:], SLOPES[2:], atol=0.005)
 
 
@@ -86,7 +89,7 @@ def test_detached_and_attached_again_is_where_one_began() -> None:
     steps = _steps(networks, SLOPES)
     context = Context(SLOPES)
     away = context.detached(steps, networks)
-    size = steps["network"].map(pd.Series(size_of(networks))).to_numpy()
+    size = surroundings(networks)[steps["network"].to_numpy()]
     np.testing.assert_allclose(context.attached(away["ms"].to_numpy(), class_of(steps), size), steps["ms"], rtol=1e-9)
     assert away.groupby("key")["ms"].std().max() < 1e-9
 
@@ -94,7 +97,7 @@ def test_detached_and_attached_again_is_where_one_began() -> None:
 def test_sums_by_class_are_sums_of_steps() -> None:
     networks = _networks()
     steps, context = _steps(networks, (0.0,) * 6), Context(SLOPES)
-    size = size_of(networks)
+    size = surroundings(networks)
     slow = [
         context.attached(rows["ms"].to_numpy(), class_of(rows), size[network]).sum()
         for network, rows in steps.groupby("network")
@@ -107,7 +110,7 @@ def test_sums_by_class_are_sums_of_steps() -> None:
 
 def test_nothing_becomes_negative() -> None:
     context = Context((1.0, 1.0, 0.0, 0.0, 0.0, 0.0))
-    assert (context.attached(np.array([0.001, 0.001]), np.array([0, 1]), 0.0) > 0).all()
+    assert (context.attached(np.array([0.001, 0.001]), np.array([0, 1]), np.zeros(2)) > 0).all()
 
 
 def test_nothing_known_changes_nothing() -> None:

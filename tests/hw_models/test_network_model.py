@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw_models.context import size_of
+from hw_models.context import surroundings
 from hw_models.network_model import ENOUGH, TERMS, NetworkModel
 
 TRUTH = np.array([1.03, 0.0015, 0.0003, 0.00006, 1e-7, 0.005])
@@ -22,9 +22,10 @@ def _networks(count: int, seed: int = 0, noise: float = 0.01) -> pd.DataFrame:
             "weight_bytes": np.exp(rng.uniform(8, 15, count)),
             "arena_bytes": np.exp(rng.uniform(8, 14, count)),
             "handed_bytes": rng.choice([40.0, 4e3, 6e4, 3e5], count),
+            "compiled_bytes": np.exp(rng.uniform(8, 17, count)),
         }
     )
-    full = frame.assign(one=1.0, cold_calls=frame["calls"] * size_of(frame))
+    full = frame.assign(one=1.0, cold_calls=frame["calls"] * surroundings(frame)[:, 1])
     table = full[list(TERMS)].to_numpy()
     return frame.assign(ms=(table @ TRUTH) * np.exp(noise * rng.standard_normal(count)))
 

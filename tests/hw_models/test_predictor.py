@@ -11,7 +11,7 @@ from torch import nn
 
 from hw_models import predictor_files
 from hw_models.choices import choose_kernels
-from hw_models.context import Context, class_of, size_of
+from hw_models.context import Context, class_of, surroundings
 from hw_models.descriptor import DeviceDescriptor, DeviceError
 from hw_models.device import runtime_id
 from hw_models.honesty import Spread, left_out
@@ -73,7 +73,7 @@ def test_one_and_many_say_the_same(model: Predictor) -> None:
 def test_parts_are_the_sums_of_their_steps(model: Predictor) -> None:
     work = some_work(0, plans=PLANS[:1])
     parts = model.predict(PLANS[0]).parts
-    there = model.context.attached(model.price(work.steps)[0], class_of(work.steps), size_of(work.networks)[0])
+    there = model.context.attached(model.price(work.steps)[0], class_of(work.steps), surroundings(work.networks)[0])
     assert parts["ms"].sum() == pytest.approx(float(work.sums(there)[0]))
 
 

@@ -3,7 +3,7 @@
 The same step takes longer in a larger network: between two of its runs more memory was touched, so its code, its weights and what
 Python needs to call it come from farther away. Steps that compiled code runs take longer in proportion, by the logarithm of the
 bytes that a call of the network occupies. Those that Python calls take longer by a constant, by the root of the bytes that
-compiled steps move meanwhile: in a network that torch runs alone, Python's own code stays warm.
+are moved meanwhile: among small operations Python's own code stays warm.
 
 How much is told by steps that were measured in several networks, or others just as light. Times are brought to one reference
 before anything is learned from them, and from there to the network that is asked for. Start with `Context.fit`.
@@ -43,13 +43,13 @@ def surroundings(networks: pd.DataFrame) -> Floats:
     """Measures of networks: float[networks, 2].
 
     Args:
-        networks: weight_bytes, arena_bytes, handed_bytes, compiled_bytes; 0 where a column is missing.
+        networks: weight_bytes, arena_bytes, handed_bytes, moved_bytes; 0 where a column is missing.
 
     Returns:
         log2(1 + bytes / 64 KiB) of what a call occupies (packed weights, working memory, tensors handed over); root of the
-        megabytes that compiled steps read and write, at most 4.
+        megabytes that all steps read and write, at most 4.
     """
-    names = ["weight_bytes", "arena_bytes", "handed_bytes", "compiled_bytes"]
+    names = ["weight_bytes", "arena_bytes", "handed_bytes", "moved_bytes"]
     full = networks.reindex(columns=names, fill_value=0.0).fillna(0.0).to_numpy(float)
     moved = np.minimum(np.sqrt(full[:, 3] / 2.0**20), MOST_MOVED)
     return np.column_stack([np.log2(1.0 + full[:, :3].sum(axis=1) / UNIT), moved])

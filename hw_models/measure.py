@@ -5,13 +5,16 @@ Bursts of calls ("blocks") are taken in rounds, in random order over all callabl
 On a loaded two-core host two such estimates of the same kernel differ by 0.5 % typically, where medians differ by 20 %.
 
 A time is that of a hot call: the same input again and again, caches warm. It contains the cost of a Python call (some 50 ns).
-It pins no thread to a core: the scheduler finds the idle one. To pin, start the process under `taskset`.
+Memory that was used once stays with the process (`steady_memory`). It pins no thread to a core: the scheduler finds the idle one.
+To pin, start the process under `taskset`.
 
 Start with `Measurer().measure({"name": callable})`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import math
 import random
@@ -27,7 +30,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Measurement", "MeasurementError", "Measurer", "no_garbage_collection", "threads_at"]
+__all__ = ["Measurement", "MeasurementError", "Measurer", "no_garbage_collection", "steady_memory", "threads_at"]
 
 NEAR = 0.03  # a round within 3 % of the floor confirms it
 STEADY = 0.05  # three blocks within 5 % of each other end the warm-up
@@ -139,6 +142,7 @@ class Measurer:
         Raises:
             MeasurementError: one of them raised; it is named and the cause attached.
         """
+        steady_memory()
         work = [_Item(name, call) for name, call in items.items()]
         rng = random.Random(self.seed)
         with threads_at(self.threads), no_garbage_collection():
@@ -253,6 +257,22 @@ def _even_odd(rounds: list[float]) -> float:
     if len(rounds) < 2 or min(rounds) <= 0:
         return 0.0
     return abs(min(rounds[::2]) - min(rounds[1::2])) / min(rounds)
+
+
+@functools.cache
+def steady_memory() -> None:
+    """Let freed memory stay with this process, for good, where the C library is glibc.
+
+    Left to itself glibc gives large blocks back to the system, or keeps them, as it has come to know by what was freed before. Then
+    every call of a network gets fresh pages, or none does, and the same conversion to a large tensor takes half or twice as long
+    from one process to the next. Long-running processes keep them.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: at its largest
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 @contextmanager

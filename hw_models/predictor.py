@@ -271,11 +271,11 @@ def _checked(observed: pd.DataFrame, networks: pd.DataFrame) -> tuple[pd.DataFra
     if "sum_ms" not in networks or networks["sum_ms"].isna().any():
         sums = (observed["ms"] * observed["count"]).groupby(observed["network"]).sum()
         networks = networks.assign(sum_ms=sums.reindex(networks.index).fillna(networks["ms"]))
-    if "compiled_bytes" not in networks or networks["compiled_bytes"].isna().any():  # measured before it was noted
-        compiled = (observed["kernel"] != "torch") & (observed["kind"] != "fetch")
-        moved = observed[["in_bytes", "out_bytes", "weight_bytes"]].sum(axis=1) * observed["count"] * compiled
+    if "moved_bytes" not in networks or networks["moved_bytes"].isna().any():  # measured before it was noted
+        weights = observed["weight_bytes"] * (observed["kernel"] != "torch")
+        moved = (observed["in_bytes"] + observed["out_bytes"] + weights) * observed["count"]
         networks = networks.assign(
-            compiled_bytes=moved.groupby(observed["network"]).sum().reindex(networks.index).fillna(0.0)
+            moved_bytes=moved.groupby(observed["network"]).sum().reindex(networks.index).fillna(0.0)
         )
     networks = _reached(networks)
     observed = observed[observed["network"].isin(networks.index)].reset_index(drop=True)

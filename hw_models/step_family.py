@@ -33,8 +33,8 @@ SMALLEST_SIGMA = 0.01
 FOLDS, FOLDS_OF_MANY, MANY = 5, 3, 800
 # Ways to price, the plainest first; a later one must be better by `GAIN`.
 PRICINGS = ("scaled", "call", "few", "own")
-_CALL = np.array([name == "call" for name in WORK_FEATURES])
-_FEW = np.array([name in ("macs", "weights", "in_bytes", "out_bytes", "call") for name in WORK_FEATURES])
+_CALL = np.array([name in ("call", "followers") for name in WORK_FEATURES])
+_FEW = np.array([name in ("macs", "weights", "in_bytes", "out_bytes", "followers", "call") for name in WORK_FEATURES])
 
 
 @dataclass(frozen=True, eq=False)

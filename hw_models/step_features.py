@@ -46,7 +46,7 @@ WORK_FEATURES = (
         "weights",
         "weight_bytes",
     ),
-    *("in_bytes", "out_bytes", "far bytes", "lines", "padded macs", "channels", "call"),
+    *("in_bytes", "out_bytes", "far bytes", "lines", "padded macs", "channels", "followers", "call"),
 )
 PATTERNS = ("unstructured", ":", "x", "channel")
 SHAPE_FEATURES = (
@@ -64,7 +64,7 @@ SHAPE_FEATURES = (
     ),
     *("weight_bytes", "in_bytes", "out_bytes", "batch", "lane_waste"),
     *("fill_in_8", "fill_in_16", "fill_out_8", "fill_out_16", "fill_out_32"),
-    *("row_tiles", "exponentials", "clamps", "residual", "dilation", "middle", "pool_window"),
+    *("row_tiles", "exponentials", "clamps", "residual", "dilation", "middle", "pool_window", "followers"),
     *(f"pattern {name}" for name in PATTERNS),
 )
 
@@ -123,7 +123,7 @@ def work(steps: pd.DataFrame) -> Floats:
     leave the cache. splats, starts, surprises: weights, channels and irregular channels of a depthwise layer, once per go of 8
     tiles. outputs: vectors written; sums: of those with a residual; rewrites: once per further chunk of inputs; exponentials,
     clamps: those through such activations. weights; bytes; far bytes: of values that leave the second-level cache. lines: rows of
-    tiles. padded macs: of dense layers, channels rounded up to 16. channels, and one per call.
+    tiles. padded macs: of dense layers, channels rounded up to 16. channels; followers: calls of torch after a layer; one per call.
     """
     c, t = _columns(steps), {name: values.to_numpy() for name, values in traits(steps).items()}
     tiles = np.maximum(c["tiles"], np.ceil(c["positions"] / 16))
@@ -178,6 +178,7 @@ def work(steps: pd.DataFrame) -> Floats:
         lines * np.where(conv, np.maximum(blocks / 5, 1) * chunks, 1) * 4,
         np.where(torch & (t["rows"] > 0), padded / 16, 0),
         c["channels_in"] + c["channels_out"],
+        t["followers"] * 100.0,
         np.full(len(steps), 100.0),
     ]
     return np.stack(counts, axis=1)
@@ -211,7 +212,7 @@ def shape(steps: pd.DataFrame) -> Floats:
         *(fill(c["channels_out"], of) for of in (8, 16, 32)),
         np.log(t["row_tiles"] + 1),
         *(t[name] for name in ("exponentials", "clamps", "residual")),
-        *(np.log(t[name] + 1) for name in ("dilation", "columns2", "pool_window")),
+        *(np.log(t[name] + 1) for name in ("dilation", "columns2", "pool_window", "followers")),
         *(pattern.str.contains(name, regex=False).to_numpy(float) for name in PATTERNS),
     ]
     return np.stack(columns, axis=1)

@@ -21,7 +21,8 @@ __all__ = ["TRAITS", "traits"]
 # residual: a second value is added; tile_rows, row_tiles: rows of tiles over all groups of images, tiles in a row; rows, columns,
 # layer_groups: output channels, inputs of each, groups (0, 0, 1 if it is no layer); rows2, columns2: of the second layer of a
 # pair; dilation; padding, at most; pattern_rows: rows of a pattern's block; regrids: the blocks of input and output differ;
-# pool_window: pixels of a window of a pooling that torch runs.
+# pool_window: pixels of a window of a pooling that torch runs; followers: activations and sums that torch runs after a layer, each
+# a call of its own.
 TRAITS = (
     *(
         "exponentials",
@@ -35,7 +36,7 @@ TRAITS = (
         "rows2",
         "columns2",
     ),
-    *("dilation", "padding", "pattern_rows", "regrids", "pool_window"),
+    *("dilation", "padding", "pattern_rows", "regrids", "pool_window", "followers"),
 )
 _EXPONENTIALS = ("silu", "sigmoid", "tanh", "gelu", "elu(", "mish", "softplus", "softmax")
 _CLAMPS = ("hardswish", "hardsigmoid", "leaky", "prelu")
@@ -62,9 +63,11 @@ def _of(curve: str) -> tuple[float, ...]:
         rows, tiles = float(block[0] * math.ceil(shape[0] / images)), float(block[1])
         regrids = float(lanes[0][2:5] != lanes[-1][2:5])
     first, second = _layer(facts.get("layer")), _layer(facts.get("second"))
+    followers = 0.0
     if "weight_shape" in facts:  # an operation of torch
         names = ("stride", "padding", "dilation", "groups", "pattern", "post_ops", "residual", "weight_shape")
         first = _layer([facts.get(name) for name in names])
+        followers = float(len(first[0]) + first[1])
     acts = " ".join(str(facts.get(name, "")) for name in ("activation", "call", "name", "function")).lower()
     acts = " ".join([acts, *map(str, first[0]), *map(str, second[0])]).replace("relu(", "")
     plain = acts.replace("hardswish", "").replace("hardsigmoid", "")
@@ -75,7 +78,7 @@ def _of(curve: str) -> tuple[float, ...]:
     padding = _most(facts.get("padding"), 0.0) if not first[2] else first[7]
     return (
         *(exponentials, clamps, float(first[1] or second[1]), rows, tiles, *first[2:5], second[2], second[3]),
-        *(first[5], padding, max(first[6], second[6]), regrids, window),
+        *(first[5], padding, max(first[6], second[6]), regrids, window, followers),
     )
 
 

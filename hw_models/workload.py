@@ -40,9 +40,9 @@ STEP_NUMBERS = (
 # pixels; channels; positions = output pixels x batch; window = kernel height x width.
 STEP_COLUMNS = (*STEP_TEXTS, *STEP_NUMBERS)
 # Of a network: steps executed, calls from Python (programs and operations of torch), bytes of packed weights and of working memory.
-# Handed over: bytes of tensors that compiled steps fill for torch, new memory every time; compiled: that compiled steps read and
-# write, weights included.
-NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "handed_bytes", "compiled_bytes", "batch")
+# Handed over: bytes of tensors that compiled steps fill for torch, new memory every time; moved: that all steps read and write, and
+# the weights of compiled ones.
+NETWORK_COLUMNS = ("name", "steps", "calls", "weight_bytes", "arena_bytes", "handed_bytes", "moved_bytes", "batch")
 
 LEAST_DENSITY = 1e-6  # of a layer, or a part of one, that keeps nothing
 # Bytes per kept weight, about: value and offset; value, and the instruction that loads and multiplies.
@@ -137,8 +137,7 @@ def workload(plans: Sequence[Plan | Schedule], names: Sequence[str] | None = Non
             ids.append(at)
             ops.append(min(step.op, len(scheduled.plan.ops) - 1))
             bytes_ += row["weight_bytes"]
-            if step.kind not in ("torch", "fetch"):
-                moved += row["in_bytes"] + row["out_bytes"] + row["weight_bytes"]
+            moved += row["in_bytes"] + row["out_bytes"] + (row["weight_bytes"] if row["kernel"] != "torch" else 0.0)
         offsets.append(len(ids))
         shape = scheduled.plan.input_shape
         networks.append(
@@ -149,7 +148,7 @@ def workload(plans: Sequence[Plan | Schedule], names: Sequence[str] | None = Non
                 "weight_bytes": bytes_,
                 "arena_bytes": float(scheduled.arena),
                 "handed_bytes": float(_handed(scheduled)),
-                "compiled_bytes": moved,
+                "moved_bytes": moved,
                 "batch": float(shape[0] if shape else 1),
             }
         )

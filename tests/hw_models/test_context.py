@@ -17,7 +17,7 @@ def _networks(count: int = 60) -> pd.DataFrame:
     return pd.DataFrame(
         {
             name: np.exp(rng.uniform(8, 16, count))
-            for name in ("weight_bytes", "arena_bytes", "handed_bytes", "compiled_bytes")
+            for name in ("weight_bytes", "arena_bytes", "handed_bytes", "moved_bytes")
         }
     )
 

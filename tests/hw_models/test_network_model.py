@@ -22,7 +22,7 @@ def _networks(count: int, seed: int = 0, noise: float = 0.01) -> pd.DataFrame:
             "weight_bytes": np.exp(rng.uniform(8, 15, count)),
             "arena_bytes": np.exp(rng.uniform(8, 14, count)),
             "handed_bytes": rng.choice([40.0, 4e3, 6e4, 3e5], count),
-            "compiled_bytes": np.exp(rng.uniform(8, 17, count)),
+            "moved_bytes": np.exp(rng.uniform(8, 17, count)),
         }
     )
     full = frame.assign(one=1.0, cold_calls=frame["calls"] * surroundings(frame)[:, 1])

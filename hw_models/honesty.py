@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float64]
 FOLDS = 5
 HIDDEN = (0.0, 0.5, 1.0)  # shares of a network's shapes that are hidden, one pass each
 WORTH_NAMING = 0.01
-# Networks left out are of the same make as those that taught; those that are asked for may not be. What is learned from other shapes
-# is less sure of them: by about this much on networks of search spaces, asked of a model of probe networks alone.
+# Networks left out are of the same make as those that taught; those that are asked for may not be. What is learned from other
+# shapes is less sure of them: by about this much on networks of search spaces, asked of a model of probe networks alone.
 OTHER_MAKE = 1.15
 COMMON = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)
 
@@ -74,7 +74,7 @@ class Judged:
     whole: float
 
     def fit(self) -> tuple[Spread, Conformal]:
-        """The spread under which these errors are likeliest, and intervals that hold for 90 % of them (learned ones a little wider)."""
+        """The spread under which these errors are likeliest, and intervals that hold for 90 % of them, and a little wider."""
         f = self.frame
         parts = [f[name].to_numpy(float) for name in ("alone", "learned", "table")]
         error = f["error"].to_numpy(float)

@@ -37,7 +37,22 @@ def test_a_layers_traits_stand_in_its_curve() -> None:
         "columns": 72,
     }
     expected |= {"layer_groups": 4, "rows2": 0, "columns2": 0, "dilation": 2, "padding": 2, "pattern_rows": 4}
-    assert row.to_dict() == expected | {"regrids": 0, "pool_window": 1}
+    assert row.to_dict() == expected | {"regrids": 0, "pool_window": 1, "followers": 0}
+
+
+def test_what_torch_runs_after_a_layer_is_counted() -> None:
+    facts = {
+        "kind": "linear",
+        "weight_shape": [10, 8],
+        "stride": [],
+        "padding": [],
+        "dilation": [],
+        "groups": 1,
+        "pattern": None,
+    }
+    plain = traits(curve(**facts, post_ops=[], residual=False)).iloc[0]
+    longer = traits(curve(**facts, post_ops=["relu"], residual=True)).iloc[0]
+    assert (plain.followers, longer.followers) == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ Killed at any moment it loses the batch at hand; started again it goes on from t
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,10 +27,11 @@ from hw_models.active import Wanted
 from hw_models.analytical import AnalyticalModel
 from hw_models.calibration_report import CalibrationReport
 from hw_models.descriptor import DeviceDescriptor, host_path, save_device
-from hw_models.device import runtime_id
+from hw_models.device import host_device, runtime_id
 from hw_models.energy import calibrate_power
 from hw_models.host import describe_host, with_roofs
 from hw_models.measure import MeasurementError, Measurer
+from hw_models.model import CalibrationError
 from hw_models.observe import Observed, observe
 from hw_models.probes import probes
 from hw_models.roofs import measure_roofs
@@ -47,6 +49,7 @@ Candidate = tuple[str, nn.Module, torch.Tensor]  # name, network in eval mode wi
 Progress = Callable[[float, float, str], None]
 
 BATCH = 16  # networks measured against each other
+FIRST = 4  # ... of the first batch
 POOL = 2.0  # candidates looked at for each one measured
 AGAIN = 0.05  # share of measured networks that are measured once more, for the noise
 PROBES = 0.25  # share of probe networks among the candidates of a space: for shapes the space's samples miss
@@ -114,15 +117,21 @@ def calibrate(
 
     Raises:
         ValueError: a budget that is not positive, threads or batch below 1.
+        CalibrationError: more threads than cores, or a cache folder that cannot be written.
         StoreError: the store cannot be used.
     """
     if not budget_s > 0 or threads < 1 or batch < 1:
         raise ValueError(
             f"calibrate needs budget_s > 0, threads >= 1 and batch >= 1, got {budget_s}, {threads}, {batch}"
         )
+    if threads > host_device().cores:
+        raise CalibrationError(
+            f"{threads} threads cannot be calibrated: this process may use {host_device().cores} cores"
+        )
     start = time.monotonic()
     tell = _Teller(start, budget_s, progress)
     runtime = runtime_id(threads)
+    _can_be_kept(runtime, threads)
     store = store if store is not None else MeasurementStore()
     device = _roofs(threads, min(ROOFS_S, 0.2 * budget_s), tell)
     epoch = _epoch(store, runtime, threads, budget_s, tell)
@@ -133,7 +142,9 @@ def calibrate(
     measured = _measure(pool, wanted, store, epoch, device, start + budget_s, threads, rng, tell)
     tell("fitting the model")
     model = fit_from_store(store, device, threads, seed)
-    folder = predictor_files.save(model, predictor_files.home(runtime))
+    folder = predictor_files.home(runtime)
+    if model.facts.get("networks"):  # else a better one may be there
+        predictor_files.save(model, folder)
     save_device(device, host_path(threads))
     pairs = store.noise(runtime)
     report = CalibrationReport(
@@ -153,6 +164,20 @@ def calibrate(
     )
     tell("done")
     return report
+
+
+def _can_be_kept(runtime: str, threads: int) -> None:
+    """Refuse before the work is done, not after."""
+    for folder in (predictor_files.home(runtime), host_path(threads).parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            raise CalibrationError(
+                f"a calibration cannot be kept in {folder} ({error.strerror or error}); set NAS_CACHE_DIR to a folder that can be "
+                "written"
+            ) from error
 
 
 @dataclass
@@ -218,6 +243,7 @@ def _measure(
         begun = time.monotonic()
         left = end - FIT_S - FIT_PER_NETWORK_S * measured - begun
         size = BATCH if left > 1.2 * longest else int(BATCH * left / (1.2 * longest + 1e-9))
+        size = min(size, FIRST) if number == 0 else size  # kept soon, and tells how long a batch takes
         if left <= 2.0 or size < 2:
             return measured
         tell(f"{measured} networks measured, choosing the next")
@@ -243,7 +269,7 @@ def _measure(
         measured += len(networks)
         again += chosen[:2]
         again = again[-32:]
-        longest = max(longest, time.monotonic() - begun) if number else time.monotonic() - begun
+        longest = max(longest, (time.monotonic() - begun) * BATCH / max(len(networks), 1))
     return measured
 
 

@@ -13,6 +13,7 @@ from hw_models.store import Epoch
 
 __all__ = ["CalibrationReport"]
 
+FEWEST = 10  # networks, for shares of them to mean anything
 BUSY = 0.75  # load average per core, from which on measurements suffer
 _MEANING = {
     "measured": "every step was measured before",
@@ -80,7 +81,7 @@ class CalibrationReport:
         return "\n".join(lines)
 
     def _expected(self) -> list[str]:
-        known = [(name, self.left_out[name]) for name in SOURCES if name in self.left_out]
+        known = [(name, self.left_out[name]) for name in SOURCES if name in self.left_out and self.networks >= FEWEST]
         if not known:
             return ["too few networks to tell how good predictions are: use a larger budget"]
         lines = [

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ class TableModel:
             )
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{stem}.json and .npz do not hold a table model: {error}") from error
 
     def _base(self, ops: Operations) -> tuple[Floats, Floats, NDArray[np.object_]]:

@@ -104,7 +104,7 @@ class Operations:
         _check((density > 0) & (density <= 1), "density", density, "in (0, 1], the fraction kept", table)
         ms = numeric.get("ms", np.full(len(table), np.nan))
         _check(~(ms <= 0) & ~np.isinf(ms), "ms", ms, "above 0 (leave it empty where it was not measured)", table)
-        live = table["live"].fillna(True).astype(bool).to_numpy() if "live" in table else np.ones(len(table), bool)
+        live = _truth(table["live"]) if "live" in table else np.ones(len(table), bool)
         pattern = (
             table["pattern"].fillna("").astype(str).to_numpy(object)
             if "pattern" in table
@@ -214,6 +214,17 @@ def _renamed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 _NOT_IDENTITY_ENDS = ("_ms", "_mj", "_count")
+
+
+def _truth(column: pd.Series) -> NDArray[np.bool_]:
+    """A column of yes and no; missing is yes. Text from a file is read, not taken for yes."""
+    words = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
+    found = [True if pd.isna(v) else words.get(str(v).strip().lower()) for v in column]
+    if None in found:
+        raise ValueError(
+            f"live: expected true or false, got {column.iloc[found.index(None)]!r} in row {found.index(None)}"
+        )
+    return np.asarray(found, bool)
 
 
 def _is_identity(column: Any) -> bool:

@@ -98,7 +98,7 @@ class Judged:
         for source, rows in self.frame.groupby("source"):
             error = np.abs(np.expm1(-rows["error"].to_numpy(float)))
             found[str(source)] = {
-                "n": len(rows),
+                "n": int(rows["network"].nunique()),
                 "within_5": round(100 * float(np.mean(error <= 0.05)), 1),
                 "within_10": round(100 * float(np.mean(error <= 0.10)), 1),
                 "rmspe": round(100 * float(np.sqrt(np.mean(error**2))), 2),

@@ -35,6 +35,9 @@ __all__ = ["DENSE_FROM", "Latency", "measure_latency", "measure_many"]
 # on one thread of an AVX-512 host: at 0.5 they are 1.3 to 2.4 times as fast as torch's dense ones; a wide margin for others.
 DENSE_FROM = 0.9
 
+# Layers of fewer multiply-adds are tried all the same: there torch's call, some microseconds, is most of the time.
+FEW_MACS = 2_000_000
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -145,7 +148,7 @@ def _bound(runtime: Runtime, example: torch.Tensor) -> Callable[[], object]:
 
 def _kernels_to_try(op: PlannedOp) -> list[str]:
     legal = legal_kernels(op) if op.kind in LAYER_KINDS else ["torch"]
-    hopeless = op.density >= DENSE_FROM and rule_of_thumb(op, legal) == "torch"
+    hopeless = op.density >= DENSE_FROM and op.macs > FEW_MACS and rule_of_thumb(op, legal) == "torch"
     return ["torch"] if hopeless else legal
 
 

@@ -259,8 +259,13 @@ def _checked(observed: pd.DataFrame, networks: pd.DataFrame) -> tuple[pd.DataFra
             raise ValueError(
                 f"{name}: the columns {', '.join(missing)} are missing; see hw_models.predictor.Predictor.fit"
             )
-        if len(frame) and not (frame["ms"].to_numpy(float) > 0).all():
-            raise ValueError(f"{name}: every ms must be above 0; leave out what could not be measured")
+        ms = frame["ms"].to_numpy(float)
+        if not (np.isfinite(ms) & (ms > 0)).all():
+            raise ValueError(f"{name}: every ms must be above 0 and finite; leave out what could not be measured")
+    if not networks.index.is_unique:
+        raise ValueError(
+            f"networks: the index has {networks.index[networks.index.duplicated()][0]} twice; number the networks"
+        )
     stray = set(observed["network"]) - set(networks.index)
     if stray:
         raise ValueError(f"observed: {len(stray)} networks, the first {min(stray)!r}, are not in the index of networks")

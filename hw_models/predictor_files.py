@@ -133,7 +133,16 @@ def _read(folder: Path) -> Predictor:
             conformal=Conformal.from_dict(content["conformal"]),
             facts=content["facts"],
         )
-    except (OSError, ValueError, KeyError, TypeError, DeviceError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        DeviceError,
+        zipfile.BadZipFile,
+    ) as error:
         raise CalibrationError(
             f"the calibration in {folder} is damaged ({type(error).__name__}: {error}); {_RENEW}. "
             "Measurements are kept apart from it and are not lost"

@@ -96,7 +96,8 @@ def write_table(
         raise SharedTableError("steps.network must be the index of networks, each network once")
     places = dict(zip(networks.index, range(len(networks))))
     rows = steps.assign(network=steps["network"].map(places).astype("int64"), row=1)
-    joined = rows.merge(networks.add_prefix("network.").assign(network=range(len(networks))), how="right", on="network")
+    numbered = networks.rename_axis(None).add_prefix("network.").assign(network=range(len(networks)))
+    joined = rows.merge(numbered, how="right", on="network")
     table = pa.Table.from_pandas(joined, preserve_index=False)
     described = {
         "version": VERSION,

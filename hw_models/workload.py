@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.sparse import csr_array
+from torch import nn
 
 from ops.kernels.lanes import LANES
 from ops.plan import Plan, PlannedOp
@@ -188,15 +189,36 @@ def _handed(scheduled: Schedule) -> int:
     return sum(4 * math.prod(copy.shape) for copy in made if copy.form == "torch")
 
 
+def _weights_of(op: PlannedOp) -> tuple[float, float]:
+    """Weights of a module that is one operation because nothing is known of its inside, and about the multiply-adds on them."""
+    module = getattr(op.call, "__self__", op.call)
+    if op.weight_shape or not isinstance(module, nn.Module):
+        return 0.0, 0.0
+    weights = float(sum(p.numel() for p in module.parameters()))
+    source = op.input_shapes[0] if op.input_shapes else ()
+    if isinstance(module, nn.modules.conv._ConvNd):  # channels are the second axis
+        shape = op.output_shape or source
+        places = math.prod(shape) / shape[1] if len(shape) > 1 and shape[1] else 1.0
+    else:
+        places = math.prod(source[:-1]) if source else 1.0
+    return weights, weights * places if weights > _scaling_only(module) else 0.0
+
+
+def _scaling_only(module: nn.Module) -> float:
+    """Weights up to which a module only scales its values, like a normalisation."""
+    return 2.0 * max((max(p.shape, default=0) for p in module.parameters()), default=0)
+
+
 def _torch_row(op: PlannedOp) -> dict[str, Any]:
     """An operation that torch runs, from the plan."""
+    weights, inside = _weights_of(op)
     first = op.input_shapes[0] if op.input_shapes else ()
     batch = first[0] if first else 1
     kind = f"torch.{op.kind}"
     # torch computes zeros like everything else, so that neither their number nor their pattern tells steps apart
     known = {**json.loads(op.key), "nnz": None, "pattern": None} if op.key is not None else None
     curve = op.name if known is None else json.dumps(known, sort_keys=True, separators=(",", ":"))
-    dense = float(op.dense_macs * batch)
+    dense = float(op.dense_macs * batch) + inside
     return {
         "curve": f"{curve}@torch",
         "family": f"{kind}/torch",
@@ -204,10 +226,10 @@ def _torch_row(op: PlannedOp) -> dict[str, Any]:
         "kernel": "torch",
         "pattern": "",
         "density": 1.0,
-        "nnz": float(math.prod(op.weight_shape)) if op.weight_shape else 0.0,
+        "nnz": float(math.prod(op.weight_shape)) if op.weight_shape else weights,
         "macs": dense,
         "dense_macs": dense,
-        "weight_bytes": _PACKED["torch"] * math.prod(op.weight_shape) if op.weight_shape else 0.0,
+        "weight_bytes": _PACKED["torch"] * (math.prod(op.weight_shape) if op.weight_shape else weights),
         "in_bytes": 4.0 * sum(math.prod(shape) for shape in op.input_shapes),
         "out_bytes": 4.0 * math.prod(op.output_shape) if op.output_shape else 0.0,
         "tiles": 0.0,

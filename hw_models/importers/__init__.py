@@ -29,6 +29,7 @@ from hw_models.importers.table import ImportedTable, TableFormatError, first_byt
 __all__ = ["FORMATS", "ImportedTable", "TableFormatError", "check", "read"]
 
 HEAD = 8192
+WITH_UNIT = ("spdy", "fbnet", "help")  # formats that do not say their unit
 _Sniff = Callable[[Path, bytes], bool]
 _Load = Callable[[Path, str | None], ImportedTable]
 
@@ -55,7 +56,7 @@ def read(path: str | os.PathLike[str], format: str | None = None, *, unit: str |
         path: a file, or a folder of lists with one file per device.
         format: one of `FORMATS`; default: found from the content.
         unit: of the times in the file ("s", "ms", "us"), where the file does not say and the format's usual unit is wrong
-            (spdy, fbnet).
+            (spdy, fbnet, help).
 
     Returns:
         The table, times in ms; `problems` says what is doubtful. Values are never changed or dropped.
@@ -70,6 +71,8 @@ def read(path: str | os.PathLike[str], format: str | None = None, *, unit: str |
         raise ValueError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     if unit is not None and unit not in lookup_texts.UNITS:
         raise ValueError(f"unknown unit {unit!r}; known: {', '.join(lookup_texts.UNITS)}")
+    if unit is not None and format not in (None, *WITH_UNIT):
+        raise ValueError(f"the times of format {format} have a unit of their own; unit= is for {', '.join(WITH_UNIT)}")
     if not where.exists():
         raise FileNotFoundError(f"there is no table {where}")
     head = b"" if where.is_dir() else first_bytes(where, HEAD)
@@ -83,7 +86,17 @@ def read(path: str | os.PathLike[str], format: str | None = None, *, unit: str |
             continue
         try:
             table = load(where, unit)
-        except (TableFormatError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            if unit is not None and name not in WITH_UNIT:
+                raise TableFormatError(f"its times have a unit of their own; unit= is for {', '.join(WITH_UNIT)}")
+        except (
+            TableFormatError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             tried.append(f"{name}: {error if isinstance(error, TableFormatError) else repr(error)}")
             continue
         provenance = {"format": name, "file": where.name, **table.provenance}

@@ -10,12 +10,14 @@ Source: Lee et al., HELP (NeurIPS 2021), data/<space>/latency/*.pt; Dudziak et a
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from hw_models.importers.lookup_texts import UNITS
 from hw_models.importers.pickles import is_pickle, is_torch, load_pickle, load_torch
 from hw_models.importers.table import ImportedTable, TableFormatError, first_bytes
 
@@ -31,7 +33,7 @@ def sniff(path: Path, head: bytes) -> bool:
     if is_pickle(head) or is_torch(path) or head.startswith(b"\x93NUMPY"):
         return True
     if path.suffix == ".json":
-        return head.lstrip()[:1] == b"[" or b"|nor_conv" in head or b"~0|" in head
+        return head.lstrip()[:1] == b"[" or b"|nor_conv" in head or b"~0|" in head or _keys(head)
     words = head.split(b"\n")[0].split()
     return path.suffix == ".txt" and len(words) == 1 and _number(words[0])
 
@@ -42,9 +44,10 @@ def load(path: Path, unit: str | None = None) -> ImportedTable:
     Raises:
         TableFormatError: a file is no list of numbers; in a folder such files are named in `problems`.
     """
+    scale = UNITS[unit or "ms"]
     if not path.is_dir():
         return ImportedTable(
-            pd.DataFrame({"ms": _series(path)}),
+            pd.DataFrame({"ms": _series(path) * scale}),
             None,
             {"source": "list of latencies", "device": path.stem, "unit": "ms"},
         )
@@ -52,7 +55,11 @@ def load(path: Path, unit: str | None = None) -> ImportedTable:
     problems = []
     for file in sorted(p for p in path.iterdir() if p.suffix in SUFFIXES):
         try:
-            found[f"{file.stem}_ms"] = _series(file)
+            series = _series(file) * scale
+            if series.index.has_duplicates:
+                raise TableFormatError(f"network {series.index[series.index.duplicated()][0]!r} appears twice")
+            name = file.stem if f"{file.stem}_ms" not in found else file.name
+            found[f"{name}_ms"] = series
         except TableFormatError as error:
             problems.append(f"{file.name} was left out: {error}")
     if not found:
@@ -78,7 +85,7 @@ def _series(path: Path) -> pd.Series:
     if not isinstance(data, list | tuple) or not len(data):
         raise TableFormatError(f"expected a list of numbers, found {type(data).__name__}")
     try:
-        values = np.array([float(v) for v in data])
+        values = np.array([float("nan") if v is None else float(v) for v in data])
     except (TypeError, ValueError) as error:
         raise TableFormatError(f"expected a list of numbers: {error}") from error
     return pd.Series(values, index=pd.RangeIndex(len(values), name="network"))
@@ -110,17 +117,24 @@ def _by_cell(data: dict[Any, Any]) -> pd.Series:
     for key, value in data.items():
         number = value.get("latency", value.get("mean")) if isinstance(value, dict) else value
         try:
+            if number is None or np.size(number) == 0:
+                raise TypeError("nothing")
             values.append(float(np.asarray(number, dtype=float).mean()))
         except (TypeError, ValueError) as error:
             raise TableFormatError(f"expected numbers by network, got {value!r} for {key!r}") from error
     keys: list[Any] = []
     for key in data:
         try:
-            cell = json.loads(key) if isinstance(key, str) and key[:1] == "[" else key
+            cell = json.loads(key) if isinstance(key, str) and (key[:1] == "[" or key.isdecimal()) else key
             keys.append(arch_index(cell) if isinstance(cell, str | tuple | list) else int(cell))
         except (ValueError, TypeError):
             return pd.Series(values, index=pd.Index([str(k) for k in data], name="network"))
     return pd.Series(values, index=pd.Index(keys, name="network")).sort_index()
+
+
+def _keys(head: bytes) -> bool:
+    """Does this JSON begin with an object whose first key is a number or six operations?"""
+    return re.match(rb'\s*\{\s*"(\[|\d)', head) is not None
 
 
 def _number(word: bytes) -> bool:

@@ -101,7 +101,7 @@ def _networks(path: Path) -> ImportedTable:
                 entry = json.loads(line)
                 name = str(entry.pop("id", at - 1))
                 graph = entry.pop("graph", None)
-            except (json.JSONDecodeError, AttributeError) as error:
+            except (json.JSONDecodeError, AttributeError, TypeError) as error:
                 raise TableFormatError(f"line {at} is no network: {error}") from error
             times = {
                 f"{key}_ms": float(v)
@@ -112,7 +112,7 @@ def _networks(path: Path) -> ImportedTable:
             if isinstance(graph, dict):
                 try:
                     operations += [{"network": name, **row} for row in graph_operations(graph)]
-                except (KeyError, TypeError, ValueError, IndexError, nx.NetworkXException) as error:
+                except (KeyError, TypeError, ValueError, IndexError, AttributeError, nx.NetworkXException) as error:
                     problems.append(f"network {name}: its graph cannot be read ({error!r}); it has no operations")
     if not networks:
         raise TableFormatError("no network in it")

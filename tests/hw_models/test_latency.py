@@ -74,7 +74,17 @@ def test_the_whole_decides_where_conversions_eat_the_gain(table: LayerTable) -> 
     assert set(found.plan.frame()["kernel"]) == {"torch"}
 
 
-def test_layers_that_keep_most_weights_stay_dense_untried(table: LayerTable) -> None:
+def test_small_dense_layers_are_tried_on_sparse_kernels(table: LayerTable) -> None:
+    net = nn.Conv2d(32, 32, 3, padding=1)
+    found = measure_latency(
+        net, torch.randn(1, 32, 8, 8), table=table, measurer=_told(torch=1.0, portable=0.1, specialised=0.2)
+    )
+    assert found.plan.ops[0].macs <= latency.FEW_MACS
+    assert found.plan.ops[0].kernel == "portable"
+
+
+def test_layers_that_keep_most_weights_stay_dense_untried(table: LayerTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "FEW_MACS", 0)
     measurer = _told(torch=1.0, portable=0.1, specialised=0.1)
     net = sparsify(nn.Conv2d(64, 8, 3), latency.DENSE_FROM)
     draw_masks_(net, torch.Generator().manual_seed(0))

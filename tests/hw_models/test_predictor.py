@@ -119,6 +119,8 @@ def test_another_device_is_refused_with_the_way_out(model: Predictor) -> None:
     [
         (lambda s, n: (s.drop(columns="curve"), n), "observed: the columns curve are missing"),
         (lambda s, n: (s.assign(ms=0.0), n), "every ms must be above 0"),
+        (lambda s, n: (s.assign(ms=np.inf), n), "above 0 and finite"),
+        (lambda s, n: (s, pd.concat([n, n])), "0 twice"),
         (lambda s, n: (s.assign(network=99), n), "not in the index of networks"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_work(kind: str, tm
         place.mkdir()
         (place / "devices").touch()
     monkeypatch.setenv("NAS_CACHE_DIR", str(place))
-    with pytest.raises(CalibrationError, match="cannot be kept in .* NAS_CACHE_DIR"):
+    with pytest.raises(CalibrationError, match=r"cannot be kept in .* NAS_CACHE_DIR"):
         calibrate(5)
 
 

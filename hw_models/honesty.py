@@ -22,13 +22,13 @@ from hw_models.network_model import NetworkModel
 from hw_models.step_model import StepModel
 from hw_models.step_table import StepTable
 
-__all__ = ["Judged", "Spread", "left_out"]
+__all__ = ["WORTH_NAMING", "Judged", "Spread", "left_out"]
 
 Floats = npt.NDArray[np.float64]
 
 FOLDS = 5
 HIDDEN = (0.0, 0.5, 1.0)  # shares of a network's shapes that are hidden, one pass each
-WORTH_NAMING = 0.01
+WORTH_NAMING = 0.01  # share of the time from which on a source counts
 # Networks left out are of the same make as those that taught; those that are asked for may not be. What is learned from other
 # shapes is less sure of them: by about this much on networks of search spaces, asked of a model of probe networks alone.
 OTHER_MAKE = 1.15

@@ -19,11 +19,11 @@ import torch
 from hw_models.insitu import InPlace, measure_in_place
 from hw_models.measure import Measurer
 from hw_models.workload import Workload, workload
-from ops.plan import Plan, lower
+from ops.plan import Plan
 from ops.runtime import Runtime
 from ops.schedule import Schedule
 
-__all__ = ["Observed", "digest_of", "observe", "prepared"]
+__all__ = ["Observed", "digest_of", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +41,6 @@ class Observed:
     steps: pd.DataFrame
     networks: pd.DataFrame
     rounds: dict[int, dict[str, npt.NDArray[np.float64]]] = field(repr=False)
-
-
-def prepared(module: torch.nn.Module, example: torch.Tensor, threads: int = 1) -> tuple[Runtime, torch.Tensor]:
-    """A network ready to be measured as `ops.plan.lower` plans it.
-
-    Raises:
-        PlanError: it fails on the example.
-    """
-    return Runtime(lower(module, example), threads), example
 
 
 def observe(

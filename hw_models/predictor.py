@@ -29,7 +29,7 @@ from hw_models.choices import choose_kernels
 from hw_models.conformal import Conformal
 from hw_models.context import CLASSES, Context, class_of, surroundings
 from hw_models.descriptor import DeviceDescriptor, DeviceError, load_device
-from hw_models.honesty import Spread, left_out
+from hw_models.honesty import WORTH_NAMING, Spread, left_out
 from hw_models.model import PART_COLUMNS, SOURCES, CalibrationError, Estimate, LatencyModel
 from hw_models.network_model import NetworkModel
 from hw_models.step_model import StepModel
@@ -42,7 +42,6 @@ __all__ = ["CalibrationError", "Predictor", "choose_kernels", "load_predictor"]
 Floats = npt.NDArray[np.float64]
 
 MEASURED, INTERPOLATED, LEARNED, ANALYTICAL = range(4)
-WORTH_NAMING = 0.01  # share of the time from which on a source counts
 KNOWN_SHAPE = 0.7  # of the learned spread that is left where the step's shape is known at other densities
 
 

@@ -54,10 +54,7 @@ class InPlaceLaboratory(Laboratory):
         found = observe({f"trial {n}": (runtimes[n], x) for n, (_, x) in plans.items()}, self.measurer)
         sentinels = self.measurer.measure(sentinel_calls(threads))
         epoch = self.store.open_epoch(self.runtime, describe(steal), sentinels)
-        lowest = found.networks["lo_ms"].clip(
-            lower=1e-6
-        )  # 0 where the rounds disagree by all of the time, which is refused
-        networks = found.networks.assign(group=found.networks["digest"], lo_ms=lowest)
+        networks = found.networks.assign(group=found.networks["digest"])
         self.store.add_networks(epoch, found.steps, networks, found.rounds)
         self._new += len(networks)
         return {

@@ -8,11 +8,18 @@ import torch
 
 from hw_models.insitu import measure_in_place
 from hw_models.measure import MeasurementError, Measurer
-from hw_models.observe import digest_of, observe, prepared
+from hw_models.observe import digest_of, observe
 from hw_models.probes import probe
 from hw_models.workload import NETWORK_COLUMNS, STEP_COLUMNS
+from ops.plan import lower
+from ops.runtime import Runtime
 
 QUICK = Measurer(rounds=3, cap_rounds=3, spacing_s=0.0, blocks=2, min_block_ms=0.2)
+
+
+def prepared(module: torch.nn.Module, example: torch.Tensor, threads: int = 1) -> tuple[Runtime, torch.Tensor]:
+    """A network ready to be measured."""
+    return Runtime(lower(module, example), threads), example
 
 
 def _networks(count: int = 3) -> dict:

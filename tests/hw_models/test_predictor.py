@@ -129,11 +129,11 @@ def test_wrong_frames_are_refused(change, message: str) -> None:
         Predictor.fit(*change(*observed(TRAIN)), device=MACHINE)
 
 
-def test_a_hundred_thousand_networks_a_second_and_more(model: Predictor) -> None:
+def test_fifty_thousand_networks_a_second(model: Predictor) -> None:
     work = TRAIN.subset(np.tile(np.arange(30), 400))
     model.predict_many(TRAIN)
     best = min(_seconds(lambda: model.predict_many(work)) for _ in range(3))
-    assert len(work) / best > 50_000 / 4  # the target is 50,000 on a quiet core; tests share theirs
+    assert len(work) / best > 50_000
 
 
 def _seconds(call) -> float:

@@ -53,6 +53,9 @@ class Chooser:
         building: True if modules are really wanted (on whatever device is current), False if only decisions are.
     """
 
+    affine = True
+    """Whether batch norms inside candidates learn a scale and shift; supernets switch that off while they are built."""
+
     def __init__(self, decide: Decide, *, building: bool) -> None:
         self._decide = decide
         self.building = building
@@ -103,6 +106,13 @@ class Chooser:
         if not 0 < k <= n:
             raise SpaceError(f"decision {name!r}: expected 0 < k <= n, got k={k}, n={n}")
         return tuple(int(i) for i in self.choice(name, _subsets(n, k)).split(","))
+
+    def edges(self, name: str, n: int, k: int, make: Callable[[int], nn.Module]) -> list[tuple[int, nn.Module]]:
+        """Decide which k of n inputs are read, and make the operation on each: [(input, make(input)), ...], ascending.
+
+        The decision is stored as text such as "0,2". A supernet keeps all n.
+        """
+        return [(j, make(j)) for j in self.subset(name, n, k)]
 
     def op(self, name: str, candidates: Mapping[str, Callable[..., nn.Module]], **arguments: Any) -> nn.Module:
         """Decide between candidate operations; `arguments` go to the factory of the chosen one."""

@@ -10,6 +10,7 @@ Source: Liu et al. 2019, DARTS (arXiv:1806.09055).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import comb
 from typing import Any, cast
 
@@ -78,27 +79,17 @@ def darts(
     offered = candidates(operations)
 
     def source(kind: str, in_channels: tuple[int, int], width: int, odd: bool) -> Nodes:
-        nodes: Nodes = []
-        for i in range(NODES):
-            chosen = c.subset(f"{kind}.node{i}.inputs", 2 + i, 2)
-            stride = [2 if kind == "reduce" and j < 2 else 1 for j in range(2 + i)]
-            nodes.append(
-                [
-                    (
-                        j,
-                        c.op(
-                            f"{kind}.node{i}.from{j}.op",
-                            offered,
-                            in_channels=in_channels[j] if j < 2 else width,
-                            out_channels=width,
-                            stride=stride[j],
-                            odd=odd,
-                        ),
-                    )
-                    for j in chosen
-                ]
+        def operation(i: int, j: int) -> nn.Module:
+            return c.op(
+                f"{kind}.node{i}.from{j}.op",
+                offered,
+                in_channels=in_channels[j] if j < 2 else width,
+                out_channels=width,
+                stride=2 if kind == "reduce" and j < 2 else 1,
+                odd=odd,
             )
-        return nodes
+
+        return [c.edges(f"{kind}.node{i}.inputs", 2 + i, 2, partial(operation, i)) for i in range(NODES)]
 
     if not c.building:
         for kind in cell_kinds(cells):  # each kind once: its other cells would only repeat the decisions
@@ -114,6 +105,7 @@ def darts(
             auxiliary=auxiliary,
             drop_path=drop_path,
             stem=resolve_stem(stem, input_shape),
+            affine=c.affine,
         )
     )
     return allocate_overall(

@@ -69,7 +69,8 @@ class NodeSums(nn.Module):
             terms = []
             for j, op, drops in zip(sources, ops, dropped, strict=True):  # type: ignore[call-overload]
                 value = op(states[j])
-                terms.append(self.drop(value) if drops else value)
+                if value is not None:  # a supernet's edge that is switched off
+                    terms.append(self.drop(value) if drops else value)
             total = terms[0]
             for term in terms[1:]:
                 total = total + term
@@ -88,6 +89,7 @@ class DartsCell(nn.Module):
         reduce_previous: the first input is twice as large as the second (the previous cell was a reduction).
         odd_previous: the first input has an odd side; matters with `reduce_previous` only.
         drop_path: rate at the end of training.
+        affine: learned scale and shift in the batch norms of the alignment.
     """
 
     def __init__(
@@ -100,14 +102,15 @@ class DartsCell(nn.Module):
         reduce_previous: bool = False,
         odd_previous: bool = False,
         drop_path: float = 0.0,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         self.align0: nn.Module = (
-            FactorizedReduce(in_channels[0], channels, odd=odd_previous)
+            FactorizedReduce(in_channels[0], channels, odd=odd_previous, affine=affine)
             if reduce_previous
-            else ReluConvNorm(in_channels[0], channels)
+            else ReluConvNorm(in_channels[0], channels, affine=affine)
         )
-        self.align1 = ReluConvNorm(in_channels[1], channels)
+        self.align1 = ReluConvNorm(in_channels[1], channels, affine=affine)
         self.nodes = NodeSums(nodes, drop_path)
         self.concat = tuple(concat)
 
@@ -172,6 +175,7 @@ class DartsNetwork(nn.Module):
         auxiliary: add the auxiliary head; in training the forward then returns (logits, auxiliary logits).
         drop_path: rate at the end of training; follows `set_progress` linearly.
         stem: "cifar" (3x3 convolution to 3 x channels) or "imagenet" (three of stride 2).
+        affine: learned scale and shift in the batch norms that align the inputs of cells.
 
     Raises:
         SpaceError: sizes below 1, an unknown stem, an input that is not an image, inputs concatenated in a reduction
@@ -190,6 +194,7 @@ class DartsNetwork(nn.Module):
         auxiliary: bool = False,
         drop_path: float = 0.0,
         stem: str = "cifar",
+        affine: bool = True,
     ) -> None:
         super().__init__()
         check_macro("darts", input_shape, drop_path, classes=classes, channels=channels, cells=cells)
@@ -235,6 +240,7 @@ class DartsNetwork(nn.Module):
                     reduce_previous=reduced,
                     odd_previous=is_odd(before_size),
                     drop_path=drop_path,
+                    affine=affine,
                 )
             )
             before, width = width, len(concat[kind]) * channels

@@ -13,6 +13,7 @@ Source: Zoph et al. 2018, NASNet (arXiv:1707.07012).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import networkx as nx
@@ -117,22 +118,20 @@ def nasnet(
     offered = candidates(operations, NASNET_OPERATIONS)
 
     def source(kind: str, in_channels: tuple[int, int], width: int, odd: bool) -> Nodes:
-        nodes: Nodes = []
-        for b in range(blocks):
-            node = []
-            for side in (1, 2):
-                for j in c.subset(f"{kind}.block{b}.input{side}", 2 + b, 1):  # one of them; a supernet may keep all
-                    op = c.op(
-                        f"{kind}.block{b}.op{side}",
-                        offered,
-                        in_channels=in_channels[j] if j < 2 else width,
-                        out_channels=width,
-                        stride=2 if kind == "reduce" and j < 2 else 1,
-                        odd=odd,
-                    )
-                    node.append((j, op))
-            nodes.append(node)
-        return nodes
+        def operation(b: int, side: int, j: int) -> nn.Module:
+            return c.op(
+                f"{kind}.block{b}.op{side}",
+                offered,
+                in_channels=in_channels[j] if j < 2 else width,
+                out_channels=width,
+                stride=2 if kind == "reduce" and j < 2 else 1,
+                odd=odd,
+            )
+
+        def side_of(b: int, side: int) -> list[tuple[int, nn.Module]]:
+            return c.edges(f"{kind}.block{b}.input{side}", 2 + b, 1, partial(operation, b, side))
+
+        return [side_of(b, 1) + side_of(b, 2) for b in range(blocks)]
 
     if not c.building:
         for kind in KINDS:

@@ -51,14 +51,17 @@ class Chooser:
     Args:
         decide: takes each decision; called once per name, never for a decision with a single option.
         building: True if modules are really wanted (on whatever device is current), False if only decisions are.
+        given: densities to take for decisions of these names although they are not offered; other values and names are ignored.
+            Any in (0, 1] will do where a pattern of free density is legal, so that a network can be given an exact cost.
     """
 
     affine = True
     """Whether batch norms inside candidates learn a scale and shift; supernets switch that off while they are built."""
 
-    def __init__(self, decide: Decide, *, building: bool) -> None:
+    def __init__(self, decide: Decide, *, building: bool, given: Mapping[str, Value] | None = None) -> None:
         self._decide = decide
         self.building = building
+        self._given = given or {}
         self.made: dict[str, Value] = {}
         self.offered: dict[str, tuple[Value, ...]] = {}
         self._factory_built: set[int] = set()
@@ -155,10 +158,10 @@ class Chooser:
         if not layers:
             return module
         offers = sparsity_offers(name, layers, densities, patterns)
-        density = self.choice(f"{name}.density", tuple(offers))
+        density, fits = self._density(name, offers, lambda: _free_patterns(layers, patterns, all))
         if density == 1:
             return module
-        pattern = self.choice(f"{name}.pattern", offers[density])
+        pattern = self.choice(f"{name}.pattern", fits)
         if isinstance(module, Placeholder) or not self.building:
             return module
         return sparsify(module, density, pattern, where=lambda _, layer: depthwise or not is_depthwise(layer))
@@ -194,17 +197,30 @@ class Chooser:
         """
         offers = _density_offers(name, densities, [parse_pattern(p) for p in patterns])
         factory_made = isinstance(module, Placeholder) or id(module) in self._factory_built
+        layers: list[Weights] | None = None
         if not factory_made:  # the layers are known while drawing too, so what is offered can depend on them
             layers = [w for w in weights_of(module, skip=skip) if depthwise or not w.depthwise]
             offers = _legal_somewhere(name, layers, offers)
-        density = self.choice(f"{name}.density", tuple(offers))
+        density, fits = self._density(name, offers, lambda: _free_patterns(layers, patterns, any))
         if density == 1:
             return module
-        pattern = parse_pattern(self.choice(f"{name}.pattern", offers[density]))
+        pattern = parse_pattern(self.choice(f"{name}.pattern", fits))
         rule = self.choice(f"{name}.rule", tuple(rules)) if pattern.fixed_density is None else "uniform"
         if self.building:
             _apply_allocation(name, module, density, rule, pattern, skip, depthwise)
         return module
+
+    def _density(
+        self, name: str, offers: Mapping[float, tuple[str, ...]], free: Callable[[], tuple[str, ...]]
+    ) -> tuple[float, tuple[str, ...]]:
+        """Decide a density; returns it and the patterns it can have: `free()` for one that is given and not offered."""
+        decision, offered = f"{name}.density", tuple(offers)
+        given = self._given.get(decision)
+        off_list = isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= 1
+        if off_list and decision not in self.made and given not in offers and free():
+            self.made[decision], self.offered[decision] = float(cast(float, given)), offered
+        density = self.choice(decision, offered)
+        return density, offers[density] if density in offers else free()
 
 
 @cache
@@ -326,6 +342,16 @@ def _legal_somewhere(
             f"{name}: none of the patterns is legal on any of the {len(layers)} layers, and density 1 is not offered"
         )
     return legal
+
+
+def _free_patterns(
+    layers: Sequence[Weights] | None, patterns: Sequence[str], enough: Callable[[Iterable[bool]], bool]
+) -> tuple[str, ...]:
+    """The patterns of free density that are legal on `enough` (all, any) of the layers; all of them if the layers are not known."""
+    parsed = [p for p in map(parse_pattern, patterns) if p.fixed_density is None]
+    return tuple(
+        str(p) for p in parsed if layers is None or enough(p.illegal(w.shape, w.groups) is None for w in layers)
+    )
 
 
 def _apply_allocation(

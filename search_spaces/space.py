@@ -64,9 +64,14 @@ class Space:
 
     # -- making architectures -------------------------------------------------------------------------------------------
 
-    def draw(self, decide: Decide) -> Architecture:
-        """Take every decision through `decide(name, options)` and return the architecture. Allocates no weights."""
-        return self._finish(self._run(decide))
+    def draw(self, decide: Decide, given: Mapping[str, Value] | None = None) -> Architecture:
+        """Take every decision through `decide(name, options)` and return the architecture. Allocates no weights.
+
+        Args:
+            decide: returns one of the options.
+            given: densities that are taken where they are not offered but possible, by the name of their decision (see `Chooser`).
+        """
+        return self._finish(self._run(decide, given))
 
     def sample(self, rng: random.Random | int) -> Architecture:
         """Draw every decision uniformly (so not every architecture is equally likely).
@@ -80,21 +85,26 @@ class Space:
     def architecture(self, decisions: Mapping[str, Value]) -> Architecture:
         """Check decisions and make them an architecture.
 
+        A density may be any in (0, 1] where a pattern of free density is legal; searchers only draw those that are offered.
+
         Raises:
             SpaceError: a decision is missing, unknown, or not among the values offered.
         """
-        return self._finish(self._run(_replay(self.name, decisions)), exactly=decisions)
+        return self._finish(self._run(_replay(self.name, decisions), decisions), exactly=decisions)
 
     def mutate(self, architecture: Architecture, rng: random.Random) -> Architecture:
         """Change one decision to another value; decisions that follow from it are kept where they are still offered.
+
+        So a density that was given and is not offered is drawn again.
 
         Returns an architecture with another digest wherever one is found in 64 tries, else one with other decisions.
 
         Raises:
             SpaceError: the space holds a single architecture.
         """
-        parent = self._run(_replay(self.name, architecture.as_dict()))
-        open_names = [name for name, options in parent.offered.items() if len(options) > 1]
+        decisions = architecture.as_dict()
+        parent = self._run(_replay(self.name, decisions), decisions)
+        open_names = [name for name, options in parent.offered.items() if any(v != parent.made[name] for v in options)]
         if not open_names:
             raise SpaceError(f"{self.name}: nothing to mutate, every decision has a single option")
         for _ in range(64):
@@ -173,7 +183,8 @@ class Space:
 
     def offers(self, architecture: Architecture) -> dict[str, tuple[Value, ...]]:
         """For each decision of `architecture`, the values it was chosen from."""
-        return dict(self._run(_replay(self.name, architecture.as_dict())).offered)
+        decisions = architecture.as_dict()
+        return dict(self._run(_replay(self.name, decisions), decisions).offered)
 
     def build(self, architecture: Architecture) -> nn.Module:
         """The network, with freshly initialised weights from torch's global generator. Sparse layers know their target density;
@@ -197,8 +208,8 @@ class Space:
 
     # -- inside ---------------------------------------------------------------------------------------------------------
 
-    def _run(self, decide: Decide) -> Chooser:
-        chooser = Chooser(decide, building=False)
+    def _run(self, decide: Decide, given: Mapping[str, Value] | None = None) -> Chooser:
+        chooser = Chooser(decide, building=False, given=given)
         with torch.device("meta"):
             self._call(chooser)
         return chooser
@@ -207,7 +218,7 @@ class Space:
         if architecture.space != self.name:
             raise SpaceError(f"expected an architecture of space {self.name!r}, got one of {architecture.space!r}")
         decisions = architecture.as_dict()
-        chooser = Chooser(_replay(self.name, decisions), building=True)
+        chooser = Chooser(_replay(self.name, decisions), building=True, given=decisions)
         module = self._call(chooser)
         _check_all_used(self.name, decisions, chooser.made)
         return module

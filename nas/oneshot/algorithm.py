@@ -166,7 +166,7 @@ class Algorithm(abc.ABC):
     sparse: ClassVar[bool] = False
     """Whether what it finds is sparse, so that random and dense-search controls at matched kept weights belong beside it."""
 
-    def __init__(self, setting: Setting, options: Options) -> None:
+    def __init__(self, setting: Setting, options: Any) -> None:
         self.setting = setting
         self.options: Any = options
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from nas.oneshot.algorithm import Algorithm
 from nas.oneshot.darts import Darts
+from nas.oneshot.node_masks import NodeMasks
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "darts": Darts,
+    "node_masks": NodeMasks,
 }

@@ -10,7 +10,7 @@ Start with `sparsify(module, density, pattern)`, `draw_masks_(module, generator)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ class SparseLayer(nn.Module):
         self.register_buffer("dense_grad", None, persistent=False)
         self._capture = False
         self._density, self._pattern = self._legal_target(density, pattern, "")
+
+    def _parameters_shared(self) -> None:
+        """The weight was replaced by another layer's: make what has its shape and device."""
+        self.mask = torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device)
 
     @property
     def density(self) -> float:
@@ -239,12 +243,7 @@ def sparsify(
     }
     for layer, name in chosen.items():
         _legal_target(layer, density, pattern, name or type(layer).__name__)
-    twins = {layer: _twin(layer, density, pattern) for layer in chosen}
-    for parent in list(module.modules()):
-        for child_name, child in list(parent._modules.items()):
-            if child in twins:
-                parent._modules[child_name] = twins[child]
-    return twins.get(module, module)
+    return _replace(module, {layer: _twin(layer, density, pattern) for layer in chosen})
 
 
 def sparse_layers(module: nn.Module) -> list[tuple[str, SparseConv2d | SparseLinear]]:
@@ -280,12 +279,27 @@ def _legal_target(layer: nn.Module, density: float, pattern: str | Pattern, name
     return density, checked
 
 
-def _twin(layer: nn.Module, density: float, pattern: str | Pattern) -> SparseConv2d | SparseLinear:
-    """The sparse layer that shares the plain one's parameters; nothing but the mask is allocated."""
+def _replace(module: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put every twin wherever its layer is used; returns the twin of `module` if it has one."""
+    for parent in list(module.modules()):
+        for child_name, child in list(parent._modules.items()):
+            if child is not None and child in twins:
+                parent._modules[child_name] = twins[child]
+    return twins.get(module, module)
+
+
+def _twin(
+    layer: nn.Module,
+    density: float,
+    pattern: str | Pattern,
+    conv: type[SparseConv2d] = SparseConv2d,
+    linear: type[SparseLinear] = SparseLinear,
+) -> SparseConv2d | SparseLinear:
+    """The sparse layer of class `conv` or `linear` that shares the other's weight and bias."""
     common: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta", "density": density, "pattern": pattern}
     twin: SparseConv2d | SparseLinear
     if isinstance(layer, nn.Conv2d):
-        twin = SparseConv2d(
+        twin = conv(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,
@@ -297,9 +311,9 @@ def _twin(layer: nn.Module, density: float, pattern: str | Pattern) -> SparseCon
             **common,
         )
     else:
-        assert isinstance(layer, nn.Linear)  # by the choice in sparsify
-        twin = SparseLinear(layer.in_features, layer.out_features, **common)
-    for parameter_name, parameter in layer._parameters.items():
-        twin.register_parameter(parameter_name, parameter)
-    twin.mask = torch.ones(layer.weight.shape, dtype=torch.bool, device=layer.weight.device)
+        assert isinstance(layer, nn.Linear)  # by the caller's choice
+        twin = linear(layer.in_features, layer.out_features, **common)
+    for parameter_name in ("weight", "bias"):
+        twin.register_parameter(parameter_name, layer._parameters[parameter_name])
+    twin._parameters_shared()
     return twin.train(layer.training)

@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
-from nas.errors import RunError
+from nas.errors import EvaluationFailed, RunError
+from ops.layers import sparse_layers
 from search_spaces import Architecture
 
 
@@ -104,6 +105,26 @@ def load_weights(run_folder: Path, trial: int, model: nn.Module) -> None:
         raise RunError(f"{path}: does not fit the network of trial {trial}: {error}") from error
 
 
+def load_initial(path: Path, model: nn.Module) -> None:
+    """Load the weights and masks that a trial must start from into a freshly built network, in place.
+
+    Raises:
+        EvaluationFailed: the file is missing or damaged, or a tensor of it has no place in the network.
+    """
+    try:
+        tensors = load_file(path)
+        _, unexpected = model.load_state_dict(tensors, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise EvaluationFailed(
+            f"{path}: expected weights and masks to start from, found none that fit ({error}); remove the folder "
+            f"{path.parent}, and the search behind it is made again"
+        ) from error
+    if unexpected:
+        raise EvaluationFailed(f"{path}: holds tensors that the network has not: {', '.join(unexpected[:5])}")
+    for _, layer in sparse_layers(model):
+        layer.apply_mask_()
+
+
 def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
     """The operations of a trial as measured, one row each.
 
@@ -124,7 +145,15 @@ def read_plan(run_folder: Path, trial: int) -> pd.DataFrame:
 
 def clean_scratch(run_folder: Path) -> None:
     """Remove what killed processes left half-written."""
-    patterns = ("artifacts/.*", "artifacts/*/.plan.csv.*", ".exported.*", ".*.html.*", "run.db.new*")
+    patterns = (
+        "artifacts/.*",
+        "artifacts/*/.plan.csv.*",
+        "oneshot/.*",
+        "oneshot/*/.*",
+        ".exported.*",
+        ".*.html.*",
+        "run.db.new*",
+    )
     for leftover in [path for pattern in patterns for path in run_folder.glob(pattern)]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import math
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from nas.errors import ConfigError, NasError
 from nas.objectives import parse_constraints, parse_objectives
 from nas.searchers import check_options
 from nas.training import TrainConfig
+from nas.typed import typed
 
 METRICS = (
     "val_accuracy", "val_loss", "latency_ms", "latency_lo_ms", "latency_hi_ms", "params", "nnz", "density", "weight_bytes",
@@ -122,13 +122,14 @@ class SearchSection:
     """`[search]`: who proposes, and how often.
 
     Attributes:
-        searchers: of random, regularized_evolution, tpe, nsga2; each gets the same number of trials. Random search is always
-            among them.
-        trials: per searcher, at most 10 million.
+        searchers: of random, regularized_evolution, tpe, nsga2, which get the same number of trials each, random search always
+            being among them; and of the one-shot searchers, which train supernets first and then have one trial per
+            architecture that they found.
+        trials: per searcher, at most 10 million; not of one-shot searchers.
         dense_baselines: dense networks of the space trained beside them: the smallest, then by quantiles of size; 0 for none.
         options: per searcher, e.g. options.nsga2.population = 16; the defaults of population and startup are fitted to
             `trials`. nsga2: population, crossover, asks. regularized_evolution: population, tournament, crossover. tpe:
-            startup, candidates, asks. dense: draws.
+            startup, candidates, asks. dense: draws. One-shot searchers: see the list.
     """
 
     searchers: tuple[str, ...] = ("random", "nsga2")
@@ -215,6 +216,10 @@ class RunConfig:
             self.final.verify or self.latency.model == "measure",
             '[final] verify: expected true, because [latency] model = "predict" and what a run hands out is measured first; '
             'leave it out, or set [latency] model = "measure"',
+        )
+        _require(
+            self.train.method != "fixed",
+            '[train] method: "fixed" is for masks that a search has found; expected static, gradual or rigl',
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -332,49 +337,13 @@ def _section(cls: type, raw: Any, where: str, section: str) -> Any:
         if hasattr(hints[key], "__dataclass_fields__"):
             values[key] = _section(hints[key], value, where, f"{section}.{key}" if section else key)
         else:
-            values[key] = _typed(value, hints[key], f"{label} {key}")
+            values[key] = typed(value, hints[key], f"{label} {key}")
     try:
         return cls(**values)
     except ConfigError as error:
         raise ConfigError(f"{label} {error}") from error
     except ValueError as error:
         raise ConfigError(f"{label} {error}") from error
-
-
-def _typed(value: Any, hint: Any, label: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for choice in arguments:
-            try:
-                return _typed(value, choice, label)
-            except ConfigError:
-                continue
-    elif origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{label}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_typed(v, arguments[0], label) for v in value)
-    elif origin is dict:
-        if isinstance(value, Mapping):
-            return {str(k): _typed(v, arguments[1], f"{label}.{k}") for k, v in value.items()}
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):  # a whole number of more than 308 digits
-                return float(value)
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif hint in (str, bool) and isinstance(value, hint):
-        return value
-    elif hint is type(None) and value is None:
-        return None
-    names = {tuple: "a list", dict: "a table"}
-    expected = names.get(origin, getattr(hint, "__name__", str(hint)))
-    raise ConfigError(f"{label}: expected {expected}, got {value!r}")
 
 
 def _copied(value: Any) -> Any:

@@ -47,7 +47,8 @@ def reference() -> str:
             if value is None:
                 lines.append(_comment(text) + f"# {key.name} =")
             elif isinstance(value, dict):
-                lines.append(_comment(text) + f"{key.name} = {{}}")
+                more = _oneshot_options() if (section, key.name) == ("search", "options") else ""
+                lines.append(_comment(text) + more + f"{key.name} = {{}}")
             else:
                 shown = json.dumps(value) if isinstance(value, tuple) else tomli_w.dumps({"v": value}).strip()[4:]
                 lines.append(_comment(text) + f"{key.name} = {shown}")
@@ -69,6 +70,35 @@ def _space_options() -> str:
         ]
         lines.append(_comment(f"{name}: " + "; ".join(options)))
     return "".join(lines)
+
+
+def _oneshot_options() -> str:
+    """The options of one-shot searchers: those that all have with their meanings, then what each has beside or otherwise."""
+    from nas.oneshot.algorithm import Options
+    from nas.oneshot.algorithms import ALGORITHMS
+
+    lines = ["One-shot searchers all have the options:"]
+    meanings = _documented(Options)[1]
+    by_meaning: dict[str, list[str]] = {}
+    for option in fields(Options):
+        by_meaning.setdefault(meanings.get(option.name, ""), []).append(f"{option.name} = {_shown(option)}")
+    lines += [f"  {', '.join(names)}: {meaning}" for meaning, names in by_meaning.items()]
+    shared = {option.name: _shown(option) for option in fields(Options)}
+    for name, algorithm in ALGORITHMS.items():
+        meanings = _documented(algorithm.Options)[1]
+        own = [option for option in fields(algorithm.Options) if shared.get(option.name) != _shown(option)]
+        texts = [
+            f"{option.name} = {_shown(option)}"
+            + (f" ({meanings[option.name].rstrip('.')})" if option.name in meanings else "")
+            for option in own
+        ]
+        lines.append(f"{name}, beside these: " + ("; ".join(texts) or "nothing"))
+    return _comment("\n".join(lines))
+
+
+def _shown(option: Field[Any]) -> str:
+    value = _default(option)
+    return "none" if value is None else json.dumps(value)
 
 
 def _default(found: Field[Any]) -> Any:

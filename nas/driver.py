@@ -28,11 +28,15 @@ from nas.folder import make_folder, open_run
 from nas.latency import check_pricing, open_table
 from nas.lock import RunLock
 from nas.loop import SearchLoop
+from nas.oneshot.algorithms import ALGORITHMS
+from nas.oneshot.job import SupernetTrainer
+from nas.oneshot.searcher import OneShot
+from nas.oneshot.stage import plan_stage, proposals, run_stage
 from nas.report.html import write_report
 from nas.report.plots import save_front
 from nas.report.progress import SearchProgress
 from nas.run import GIVEN, Run, load_run
-from nas.searchers import SEARCHERS, Searcher, fitted_options, make_searcher
+from nas.searchers import SEARCHERS, Proposal, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
 from nas.store import Store
 from nas.training.trainer import check_training
@@ -138,8 +142,10 @@ class _Search:
         open_table().close()
         if not _finished(folder):
             check_pricing(config, config_path)
-        self.totals = dict.fromkeys(config.search.searchers, config.search.trials)
+        multi_trial = [name for name in config.search.searchers if name in SEARCHERS]
+        self.totals = dict.fromkeys(multi_trial, config.search.trials)
         self.searchers = {name: self._searcher(name) for name in self.totals}
+        self.stage = None if _finished(folder) else plan_stage(config, self.space, self.data)
 
     def run(self) -> Run:
         make_folder(self.folder)
@@ -169,6 +175,10 @@ class _Search:
             if store.get_meta("finished"):
                 progress.message("this run is finished already; nothing to do")
             else:
+                for name, found in self._found(progress).items():
+                    totals[name] = len(found)
+                    searchers[name] = OneShot(self.space, self.config.objectives, self.config.run.seed, proposals=found)
+                progress.expect(totals)
                 if any(len(store.trials(name)) < total or _unfinished(store, name) for name, total in totals.items()):
                     threads_before = torch.get_num_threads()
                     executor = self._executor()
@@ -207,20 +217,50 @@ class _Search:
             return None, str(error)
         return searcher, ""
 
+    def _found(self, progress: SearchProgress) -> dict[str, list[Proposal]]:
+        """What one-shot searchers and their controls propose, after the supernets were trained."""
+        if self.stage is None:
+            return {}
+        threads_before = torch.get_num_threads()
+        try:
+            results = run_stage(self.stage, self.folder, lambda jobs: self._trainers(jobs, progress), progress)
+        finally:
+            torch.set_num_threads(threads_before)
+        return proposals(self.stage, results, self.space, self.folder, self.config.run.seed, progress.message)
+
+    def _trainers(self, jobs: int, progress: SearchProgress) -> Executor:
+        """What trains so many supernets. No time-out: that of trials is not for them."""
+        run = self.config.run
+        if self.objects or run.workers == 0:
+            torch.set_num_threads(run.threads)
+            train = SupernetTrainer(self.config, self.folder, self.data, self.space)
+            return InlineExecutor(
+                lambda payload, _: train(payload, lambda info: progress.stage_progress(payload["job"], info))
+            )
+        workers = min(run.workers, jobs)
+        return EXECUTORS[run.executor]("nas.oneshot.job:setup", self._setup(), workers=workers, threads=run.threads)
+
     def _executor(self) -> Executor:
         run = self.config.run
         if self.objects or run.workers == 0:
             torch.set_num_threads(run.threads)
             return InlineExecutor(TrialEvaluator(self.config, self.folder, self.data, self.space))
-        setup = {
+        return EXECUTORS[run.executor](
+            "nas.evaluate:setup",
+            self._setup(),
+            workers=run.workers,
+            threads=run.threads,
+            timeout_s=run.trial_timeout_s or None,
+        )
+
+    def _setup(self) -> dict[str, str]:
+        """From which worker processes make what they need."""
+        return {
             "config": json.dumps(self.config.as_dict()),
-            "name": run.name,
+            "name": self.config.run.name,
             "folder": str(self.folder),
             "space_folder": str(self.config_folder),
         }
-        return EXECUTORS[run.executor](
-            "nas.evaluate:setup", setup, workers=run.workers, threads=run.threads, timeout_s=run.trial_timeout_s or None
-        )
 
     # -- finishing ------------------------------------------------------------------------------------------------------
 
@@ -243,12 +283,13 @@ class _Search:
 
 
 def _check_names(config: RunConfig) -> None:
+    known = {*SEARCHERS, *ALGORITHMS}
     for name in config.search.searchers:
-        if name not in SEARCHERS or name == "dense":
-            raise unknown_name("searcher", name, set(SEARCHERS) - {"dense"})
+        if name not in known or name == "dense":
+            raise unknown_name("searcher", name, known - {"dense"})
     for name in config.search.options:
-        if name not in SEARCHERS:
-            raise unknown_name("searcher in [search] options", name, SEARCHERS)
+        if name not in known:
+            raise unknown_name("searcher in [search] options", name, known)
     if config.run.executor not in EXECUTORS:
         raise unknown_name("executor", config.run.executor, EXECUTORS)
 

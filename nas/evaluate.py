@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from nas.artifacts import write_artifacts
+from nas.artifacts import load_initial, write_artifacts
 from nas.config import RunConfig, load_config
 from nas.data import Data, load_data
 from nas.errors import ConfigError
@@ -23,8 +25,10 @@ from nas.latency import Pricer, constraints_of, make_pricer
 from nas.objectives import feasible, violations
 from nas.training import train
 from ops.counting import count
+from ops.dead import dead_channels
 from ops.layers import draw_masks_
 from search_spaces import Architecture, Space, SpaceError, get_space
+from search_spaces.skips import skip_pool_share
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -49,7 +53,8 @@ class TrialEvaluator:
         self.pricer = pricer or make_pricer(config)
 
     def __call__(self, payload: Mapping[str, Any], report: Report) -> dict[str, Any]:
-        """Evaluate `payload` = {"trial", "architecture" (JSON text), "seed"}.
+        """Evaluate `payload` = {"trial", "architecture" (JSON text), "seed"}, and "initial" (a safetensors file in the run's
+        folder) if training is to start from given weights and masks; the masks then stay as they are.
 
         Returns:
             "state" ("complete" or "infeasible"), "metrics", "violations" (<= 0 is feasible) and "curve" (rows per epoch).
@@ -59,6 +64,10 @@ class TrialEvaluator:
         architecture = Architecture.from_json(payload["architecture"])
         torch.manual_seed(seed)
         model = self.space.build(architecture)
+        config, initial = self.config.train, payload.get("initial")
+        if initial:
+            load_initial(self.folder / initial, model)
+            config = replace(config, method="fixed", method_options={})
         example = self.data.val.x[: self.config.latency.batch]
 
         report({"stage": "measuring"})
@@ -67,12 +76,14 @@ class TrialEvaluator:
             "params": counts.params,
             "nnz": counts.nnz,
             "density": counts.density,
+            "kept_weights": counts.kept_weights,
             "weight_bytes": counts.weight_bytes,
             "dense_macs": counts.dense_macs,
             "macs": counts.macs,
         }
         masked = copy.deepcopy(model).eval()
-        draw_masks_(masked, torch.Generator().manual_seed(seed))
+        if not initial:
+            draw_masks_(masked, torch.Generator().manual_seed(seed))
         priced = self.pricer.price(masked, example)
         metrics |= priced.metrics
         found = violations(metrics, self.constraints, partial=True)
@@ -84,7 +95,7 @@ class TrialEvaluator:
         result = train(
             model,
             self.data,
-            self.config.train,
+            config,
             seed=seed,
             on_epoch=lambda row: report({"stage": "training", "epochs": epochs, **row}),
         )
@@ -93,9 +104,11 @@ class TrialEvaluator:
         metrics |= {
             "nnz": trained.nnz,
             "density": trained.density,
+            "kept_weights": trained.kept_weights,
             "weight_bytes": trained.weight_bytes,
             "macs": trained.macs,
         }
+        metrics |= _collapse(model, self.data.input_shape, self.space, architecture)
         if self.pricer.predicts:  # the masks that training found; asking again costs nothing
             priced = self.pricer.price(model.eval(), example)
             metrics |= priced.metrics
@@ -103,6 +116,23 @@ class TrialEvaluator:
         write_artifacts(self.folder, trial, architecture, model=model, history=result.history, plan=priced.plan)
         state = "complete" if feasible(found) else "infeasible"
         return {"state": state, "metrics": metrics, "violations": found, "curve": result.history}
+
+
+def _collapse(
+    model: nn.Module, input_shape: tuple[int, ...], space: Space, architecture: Architecture
+) -> dict[str, Any]:
+    """What shows how little of a network computes: its dead channels, and the share of it that skips or pools, if it has such.
+
+    A network that cannot be looked at so (it does not run on ones, or not on the meta device) stands without the numbers.
+    """
+    found: dict[str, Any] = {}
+    with suppress(ValueError):
+        channels = dead_channels(model, input_shape)
+        found |= {"dead_channels": channels.dead, "channels": channels.channels}
+    with suppress(ValueError):
+        share = skip_pool_share(space, architecture)
+        found |= {} if share is None else {"skip_pool_share": share}
+    return found
 
 
 def make_data(config: RunConfig) -> Data:

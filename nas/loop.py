@@ -20,6 +20,12 @@ from search_spaces import SpaceError
 MAX_LOST = 3
 """A trial whose process dies this often (out of memory, killed) is a failed row; the search goes on."""
 
+INITIAL = "initial"
+"""Key of a trial's sampler dict and of its job: the file of weights and masks that its training starts from, if there is one."""
+
+Work = tuple[str, int, str | None]
+"""What makes two trials of a run the same work: digest, seed, and what they start from."""
+
 
 class Progress(Protocol):
     """What the loop tells whoever watches it."""
@@ -40,7 +46,7 @@ class SearchLoop:
         totals: name -> number of trials.
         executor: evaluates; its answer per job is {"state", "metrics", "violations", "curve"}.
         objectives: metric -> "max" or "min"; a finished trial without a finite value for each is a failed row.
-        seed: seed of every trial, so that equal architectures are equal trials.
+        seed: seed of every trial whose proposal names none, so that equal architectures are equal trials.
         epochs: training budget of every trial, for the record.
         progress: is told what happens.
     """
@@ -67,7 +73,7 @@ class SearchLoop:
         self.progress = progress
         self.history: dict[str, list[Trial]] = {name: [] for name in self.searchers}
         self._proposed: dict[str, set[str]] = {name: set() for name in self.searchers}
-        self._original: dict[str, int] = {}  # digest -> the trial that is or was really evaluated
+        self._original: dict[Work, int] = {}  # -> the trial that is or was really evaluated
         self._trials: dict[int, Trial] = {}
         self._waiting: dict[int, list[int]] = {}  # original -> copies that wait for its answer
         self._queue: deque[int] = deque()
@@ -109,10 +115,11 @@ class SearchLoop:
                 self._proposed[trial.searcher].add(trial.digest)
             else:
                 self.history[trial.searcher][trial.index] = trial
+        work = (trial.digest, trial.seed, trial.sampler.get(INITIAL))
         if trial.copy_of is None and trial.state != "failed":
-            self._original.setdefault(trial.digest, trial.trial)
-        elif trial.state == "failed" and self._original.get(trial.digest) == trial.trial:
-            del self._original[trial.digest]
+            self._original.setdefault(work, trial.trial)
+        elif trial.state == "failed" and self._original.get(work) == trial.trial:
+            del self._original[work]
 
     def _fill(self) -> None:
         while len(self._running) < self.executor.capacity:
@@ -128,6 +135,8 @@ class SearchLoop:
             self._running.add(trial.trial)
             self.progress.trial_started(trial)
             payload = {"trial": trial.trial, "architecture": trial.architecture.to_json(), "seed": trial.seed}
+            if trial.sampler.get(INITIAL):
+                payload[INITIAL] = trial.sampler[INITIAL]
             self.executor.submit(Job(trial.trial, trial.attempts, payload))
 
     def _propose(self) -> Trial | None:
@@ -148,14 +157,15 @@ class SearchLoop:
                 self._exhausted.add(name)
                 self.progress.message(f"{name} stops after {len(history)} of {self.totals[name]} trials: {reason}")
                 continue
-            original = self._original.get(proposal.architecture.digest)
+            seed = self.seed if proposal.seed is None else proposal.seed
+            original = self._original.get((proposal.architecture.digest, seed, proposal.initial))
             trial = self.store.propose(
                 searcher=name,
                 index=len(history),
                 architecture=proposal.architecture,
-                seed=self.seed,
+                seed=seed,
                 epochs=self.epochs,
-                sampler=proposal.sampler,
+                sampler=proposal.sampler | ({INITIAL: proposal.initial} if proposal.initial else {}),
                 copy_of=original,
             )
             self._remember(trial)

@@ -15,7 +15,15 @@ from matplotlib.ticker import MaxNLocator
 from nas.frames import complete
 from nas.report import style
 from nas.report.axes import decades, log_axis
-from nas.report.history import BASELINE, best_so_far, equal_budget, hypervolume_so_far, reference_box, searchers
+from nas.report.history import (
+    BASELINE,
+    best_so_far,
+    equal_budget,
+    hypervolume_so_far,
+    outside_budget,
+    reference_box,
+    searchers,
+)
 from nas.report.units import label, shorten
 
 
@@ -54,7 +62,10 @@ def history_figure(frame: pd.DataFrame, objectives: Mapping[str, str]) -> Figure
         handles, texts = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside upper left", ncols=6, frameon=False, fontsize=8.5)
         budget = equal_budget(frame)
-        if len({len(best_so_far(frame, name, panels[0], "max")) for name in names}) > 1 and budget:
+        if (
+            len({len(best_so_far(frame, name, panels[0], "max")) for name in names if not outside_budget(name)}) > 1
+            and budget
+        ):
             for axes in grid.flat[: len(panels)]:
                 axes.axvline(budget, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
     return figure

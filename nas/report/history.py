@@ -14,16 +14,23 @@ import pandas as pd
 from nas.frames import complete, numbers
 from nas.pareto import hypervolume, nondominated, normalise_directions
 from nas.report.units import direction_of
+from nas.searchers import is_oneshot
 
 FINISHED = ("complete", "infeasible", "failed")
 BASELINE = "dense"
 """The searcher that only trains dense networks for comparison: not part of an equal budget."""
 
 
+def outside_budget(searcher: str) -> bool:
+    """Whether a searcher has as many trials as there are, whatever the others have: the dense baseline, one-shot searches
+    (a trial per architecture that they found) and their controls ("<searcher>/random")."""
+    return searcher == BASELINE or "/" in searcher or is_oneshot(searcher)
+
+
 def searchers(frame: pd.DataFrame) -> list[str]:
-    """The searchers of a run: random first, baselines last, the others in order of appearance."""
+    """The searchers of a run: random first, others in order of appearance, one-shot ones and their controls, baselines."""
     names = list(dict.fromkeys(frame["searcher"].dropna()))
-    return sorted(names, key=lambda name: (name == BASELINE, name != "random"))
+    return sorted(names, key=lambda name: (name == BASELINE, outside_budget(name), name != "random"))
 
 
 def finished(frame: pd.DataFrame, searcher: str | None = None) -> pd.DataFrame:
@@ -118,22 +125,22 @@ def _scaled(rows: pd.DataFrame, objectives: Mapping[str, str], box: tuple[np.nda
 
 
 def equal_budget(frame: pd.DataFrame) -> int:
-    """Finished trials that every searcher of the run has reached; baselines do not count. 0 without a searcher."""
-    counts = [len(finished(frame, name)) for name in searchers(frame) if name != BASELINE]
+    """Finished trials that every searcher of the run has reached, those `outside_budget` left out. 0 without a searcher."""
+    counts = [len(finished(frame, name)) for name in searchers(frame) if not outside_budget(name)]
     return min(counts, default=0)
 
 
 def searcher_summary(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
     """One row per searcher at equal budget: its first n finished trials, n the same for all.
 
-    A baseline is shown with what it has. The hypervolume is relative to the box of the whole run (`reference_box`).
+    Those `outside_budget` are shown with what they have. The hypervolume is relative to the box of the whole run (`reference_box`).
 
     Returns:
         Columns searcher, trials, complete, infeasible, failed, copies, best_<metric> for every objective, hypervolume,
         on_front (its members of the front of all searchers' trials at this budget).
     """
     n = equal_budget(frame)
-    taken = {name: finished(frame, name).iloc[: None if name == BASELINE else n] for name in searchers(frame)}
+    taken = {name: finished(frame, name).iloc[: None if outside_budget(name) else n] for name in searchers(frame)}
     everything = pd.concat(taken.values()) if taken else frame.iloc[:0]
     joint = complete(everything, objectives)
     on_front = set(joint["trial"][nondominated(joint, dict(objectives))]) if objectives else set()

@@ -23,6 +23,7 @@ from nas.objectives import parse_constraints
 from nas.report import plots
 from nas.report.drawing import draw_network
 from nas.report.graphs import draw_graph, worth_drawing
+from nas.report.history import outside_budget, searchers
 from nas.report.page import facts, figure, fold, key_values, page, paragraphs, pre
 from nas.report.plans import Operation, read_plan
 from nas.report.sheet import to_html
@@ -108,7 +109,9 @@ class _Report:
             what += f" (inputs {shape}, {data.get('classes', '?')} classes)"
         sentences = [what + "; " + " and ".join(goals) + (f"; limits: {', '.join(limits)}" if limits else "") + "."]
         asked = dict.fromkeys(search.get("searchers", ()), int(search.get("trials", 0)))
-        asked["dense"] = int((self.frame["searcher"] == "dense").sum())  # as many as there are: a space may offer none
+        for name in {*asked, *searchers(self.frame), "dense"}:
+            if outside_budget(name):  # as many as there are
+                asked[name] = int((self.frame["searcher"] == name).sum())
         sentences.append(status(self.frame, asked, bool(self.run.finished)))
         lines = "".join(paragraphs(sentences).replace("<p>", '<p class="sub">'))
         return lines + facts(headline(self.frame, self.objectives))

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from nas.objectives import objective_values
 from nas.pareto import nondominated
+from nas.report.stage_progress import StageTally
 from nas.report.tables import last_line
 from nas.report.units import digits, duration, show
 
@@ -68,6 +69,10 @@ class Tally:
         self._here += not earlier
         if trial.state == "complete":
             self._rank(trial)
+
+    def restart_clock(self) -> None:
+        """Trials begin only now: what was before says nothing of their speed."""
+        self._began = self._clock()
 
     def seconds(self) -> float:
         """Since the search was started or continued."""
@@ -168,6 +173,7 @@ class SearchProgress:
         self._clock = clock
         self._last = clock()
         self._live: Live | None = None
+        self._stage: StageTally | None = None
 
     def __enter__(self) -> SearchProgress:
         if self._console.is_terminal and not self._quiet:
@@ -207,6 +213,35 @@ class SearchProgress:
             self.message(f"trial {trial.trial} failed: {last_line(trial.error)}")
         self._tick()
 
+    def expect(self, total_by_searcher: Mapping[str, int]) -> None:
+        """The trials each searcher is to have, where that is known only now."""
+        self.tally.totals = {**self.tally.totals, **total_by_searcher}
+        self.tally.done = dict.fromkeys(self.tally.totals, 0) | self.tally.done
+
+    def stage_started(self, jobs: Mapping[str, bool]) -> None:
+        """Supernets are trained before the trials: name -> whether an earlier process finished it."""
+        self._stage = StageTally(jobs, self._clock)
+        self._tick()
+
+    def stage_progress(self, job: str, info: Mapping[str, Any]) -> None:
+        """A supernet says how far it is: {"phase", "epoch", "epochs", "done", "accuracy"}."""
+        if self._stage is not None:
+            self._stage.progressed(job, info)
+        self._tick()
+
+    def stage_finished(self, job: str, *, failed: bool = False) -> None:
+        """A supernet is trained, or will not be."""
+        if self._stage is not None:
+            self._stage.finished(job, failed=failed)
+        self._tick()
+
+    def stage_ended(self) -> None:
+        """No supernet is trained any more; the trials begin."""
+        if self._stage is not None and self._live is None:
+            self.message(self._stage.line())
+        self._stage = None
+        self.tally.restart_clock()
+
     def message(self, text: str) -> None:
         """Say something that stays on the screen."""
         if not self._quiet:
@@ -215,12 +250,14 @@ class SearchProgress:
     def _tick(self) -> None:
         if self._live is None and not self._quiet and self._clock() - self._last >= self._every_s:
             self._last = self._clock()
-            self._print(self.tally.line())
+            self._print(self._stage.line() if self._stage is not None else self.tally.line())
 
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
     def _render(self) -> Group:
+        if self._stage is not None:
+            return Group(self._stage.bars())
         tally = self.tally
         bars = Table.grid(padding=(0, 2))
         for name, total in tally.totals.items():

@@ -17,7 +17,7 @@ import pandas as pd
 from nas.errors import unknown_name
 from nas.frames import front_rows, numbers, write_frame
 from nas.optimism import optimism
-from nas.report.history import BASELINE, searcher_summary
+from nas.report.history import BASELINE, outside_budget, searcher_summary
 from nas.report.plans import Operation, shape_text, shares, total_ms
 from nas.report.sheet import Column, Sheet, to_text
 from nas.report.units import MISSING, compact, digits, direction_of, interval, missing, short, show
@@ -116,11 +116,16 @@ def comparison_notes(summary: pd.DataFrame) -> list[str]:
     notes = [
         "hypervolume: share of the box between the run's worst and best feasible values that is dominated (0 to 1)"
     ]
-    searching = [name for name in summary["searcher"] if name != BASELINE]
+    searching = [name for name in summary["searcher"] if not outside_budget(name)]
     if len(searching) > 1:
         notes.append("one run, one seed: differences between searchers may be chance; compare runs of several seeds")
     if BASELINE in set(summary["searcher"]):
         notes.append(f"{BASELINE}: dense networks for comparison, outside the budget")
+    found = [name for name in summary["searcher"] if outside_budget(name) and name != BASELINE]
+    if found:
+        notes.append(
+            f"{', '.join(found)}: one-shot searches and their controls have one trial per architecture found, outside the budget"
+        )
     return notes
 
 

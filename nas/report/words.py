@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nas.frames import complete, numbers
-from nas.report.history import BASELINE, FINISHED, equal_budget, searcher_summary, searchers
+from nas.report.history import FINISHED, equal_budget, outside_budget, searcher_summary, searchers
 from nas.report.tables import front_rows
 from nas.report.units import digits, direction_of, duration, interval, label, missing, show
 
@@ -53,7 +53,7 @@ def describe(row: Mapping[str, Any] | pd.Series) -> str:
 
 def comparison(frame: pd.DataFrame, objectives: Mapping[str, str]) -> list[str]:
     """Random search and the other searchers in words that claim no more than one run of one seed can show."""
-    names = [name for name in searchers(frame) if name != BASELINE]
+    names = [name for name in searchers(frame) if not outside_budget(name)]
     if len(names) < 2 or not equal_budget(frame):
         return ["There is nothing to compare yet: fewer than two searchers have a finished trial."]
     summary = {str(row["searcher"]): row for row in searcher_summary(frame, objectives).to_dict("records")}

@@ -1,6 +1,7 @@
 """Searchers: what proposes the next architecture, from the history of its own trials.
 
-`SEARCHERS` maps the names used in run files to classes; `make_searcher` makes one with its options checked. To add one:
+`SEARCHERS` maps the names used in run files to classes; `make_searcher` makes one with its options checked. One-shot searchers have
+a table of their own, `nas.oneshot.algorithms.ALGORITHMS`. To add one:
 subclass `nas.searchers.base.Searcher`, add a line here and a line to `tests/conformance/test_searchers_conformance.py`.
 """
 
@@ -22,7 +23,16 @@ from nas.searchers.regularized_evolution import RegularizedEvolution
 from search_spaces.chooser import Chooser
 from search_spaces.space import Space
 
-__all__ = ["SEARCHERS", "Proposal", "Searcher", "SpaceExhausted", "check_options", "make_searcher", "searcher_options"]
+__all__ = [
+    "SEARCHERS",
+    "Proposal",
+    "Searcher",
+    "SpaceExhausted",
+    "check_options",
+    "is_oneshot",
+    "make_searcher",
+    "searcher_options",
+]
 
 SEARCHERS: dict[str, type[Searcher]] = {
     "dense": DenseBaseline,
@@ -56,10 +66,17 @@ def make_searcher(
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Check options, names and values, without a space to search: before there are data, or of a searcher that is not used.
 
+    Those of one-shot searchers (`nas.oneshot.algorithms`) too.
+
     Raises:
         UnknownName: no such searcher.
         ConfigError: an option it does not have, or a value out of range.
     """
+    if is_oneshot(name):
+        from nas.oneshot.searcher import make_options
+
+        make_options(name, options)
+        return
     _check_option_names(name, options)
     if options:  # searchers check their options when they are made; none looks at the space yet
         SEARCHERS[name](Space(_no_network, "no space"), {"val_accuracy": "max"}, 0, **options)
@@ -71,7 +88,7 @@ def _no_network(c: Chooser) -> nn.Module:
 
 def _check_option_names(name: str, options: Mapping[str, Any]) -> None:
     if name not in SEARCHERS:
-        raise unknown_name("searcher", name, SEARCHERS)
+        raise unknown_name("searcher", name, [*SEARCHERS, *_oneshot_names()])
     known = searcher_options(name)
     for option in options:
         if option not in known:
@@ -80,6 +97,17 @@ def _check_option_names(name: str, options: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'searcher "{name}" has no option "{option}"{hint} it has: {", ".join(sorted(known)) or "none"}'
             )
+
+
+def is_oneshot(name: str) -> bool:
+    """Whether this is a searcher that trains supernets before the trials, and then hands out what they found."""
+    return name not in SEARCHERS and name in _oneshot_names()
+
+
+def _oneshot_names() -> list[str]:
+    from nas.oneshot.algorithms import ALGORITHMS  # late: they build on the searchers' base
+
+    return list(ALGORITHMS)
 
 
 def fitted_options(name: str, trials: int) -> dict[str, Any]:
@@ -98,6 +126,10 @@ def fitted_options(name: str, trials: int) -> dict[str, Any]:
 
 
 def searcher_options(name: str) -> dict[str, Any]:
-    """The options of a searcher and their defaults."""
+    """The options of a searcher and their defaults; of a one-shot searcher too."""
+    if is_oneshot(name):
+        from nas.oneshot.searcher import options_of
+
+        return options_of(name)
     parameters = inspect.signature(SEARCHERS[name].__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

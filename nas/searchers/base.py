@@ -58,10 +58,15 @@ class Proposal:
     Attributes:
         architecture: the network.
         sampler: JSON the searcher wants to find again in `Trial.sampler`; opaque to everybody else.
+        seed: of the trial's weights, masks and batches; None: the run's.
+        initial: safetensors file, relative to the run's folder, of weights and masks that training must start from; None: from
+            scratch.
     """
 
     architecture: Architecture
     sampler: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    initial: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Laws of every sparsity method: exact counts, pruned weights that stay zero, one result per seed, dense means untouched.
 
-A new method in `METHODS` is tested without a line here. Only a method whose counts change on the way adds a plan to `PLANS`.
+A new method in `METHODS` is tested without a line here. Only a method whose counts change on the way adds a plan to `PLANS`, and
+one that is given its masks has them drawn by `given`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from nas.data import Data, from_datasets
 from nas.training import METHODS, TrainConfig, make_method, train
 from nas.training.methods import SparsityMethod
 from nas.training.methods.base import slots_of, targets
+from nas.training.methods.fixed import Fixed
 from nas.training.methods.gradual import cubic_sparsity
-from ops.layers import SparseConv2d, SparseLinear
+from ops.layers import SparseConv2d, SparseLinear, draw_masks_
 from ops.masks import kept_count, satisfies
 from ops.patterns import NM, parse_pattern
 
@@ -86,6 +88,13 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(16, 1, 6, 6, generator=generator), torch.randint(0, 3, (16,), generator=generator)
 
 
+def given(name: str, model: nn.Module, seed: int) -> nn.Module:
+    """The model, with masks drawn if the method wants to find some."""
+    if name == "fixed":
+        draw_masks_(model, torch.Generator().manual_seed(seed))
+    return model
+
+
 def run(
     model: nn.Module,
     method: SparsityMethod,
@@ -96,6 +105,7 @@ def run(
     seed: int = 0,
 ) -> None:
     """A bare training loop, as the interface prescribes it; `check` sees the model at every step boundary."""
+    given("fixed" if isinstance(method, Fixed) else "", model, seed)
     method.begin(model, steps, torch.Generator().manual_seed(seed))
     check(0)
     for step in range(steps):
@@ -220,7 +230,7 @@ class TestSparsityMethodLaws:
         config = TrainConfig(epochs=5, batch_size=16, optimizer=optimizer, method=name, device="cpu", lr=0.01)
         results = []
         for _ in range(2):
-            model = network("2x2", seed=4)
+            model = given(name, network("2x2", seed=4), seed=3)
             outcome = train(model, data, config, seed=3)
             results.append((outcome.history[-1]["train_loss"], model.state_dict()))
             for _, layer in targets(model):

@@ -6,9 +6,12 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from nas.errors import ConfigError, UnknownName
+from nas.data import from_datasets
+from nas.errors import ConfigError, EvaluationFailed, UnknownName
+from nas.training import TrainConfig, train
 from nas.training.methods import make_method
 from nas.training.methods.base import Holder
 from nas.training.methods.gradual import cubic_sparsity
@@ -266,3 +269,23 @@ def test_n_of_m_has_no_whole_units():
     with pytest.raises(TypeError, match="2:4 has no units"):
         expand(torch.ones(4), (4, 4), NM(2, 4))
     assert n_of_m_groups(torch.arange(8).reshape(1, 8), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+class TestFixed:
+    def test_any_mask_stays_as_it_was_given_whatever_its_count(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(SparseLinear(8, 6, density=0.5), nn.ReLU(), SparseLinear(6, 3, density=0.5))
+        masks = [torch.rand(layer.weight.shape) < 0.2 for layer in (model[0], model[2])]
+        for layer, mask in zip((model[0], model[2]), masks, strict=True):
+            layer.mask.copy_(mask)  # the weights outside are not zero yet
+        data = from_datasets((torch.randn(60, 8), torch.arange(60) % 3))
+        train(model, data, TrainConfig(epochs=2, batch_size=16, method="fixed", device="cpu"), seed=1)
+        for layer, mask in zip((model[0], model[2]), masks, strict=True):
+            assert torch.equal(layer.mask, mask)
+            assert (layer.weight[~mask] == 0).all()
+            assert (layer.weight[mask] != 0).any()
+
+    def test_a_network_without_masks_is_refused(self):
+        model = nn.Sequential(SparseLinear(8, 3, density=0.5))
+        with pytest.raises(EvaluationFailed, match=r'expected masks.*train.method = "static"'):
+            make_method("fixed").begin(model, 10, torch.Generator())

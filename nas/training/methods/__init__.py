@@ -12,11 +12,12 @@ from typing import Any
 
 from nas.errors import ConfigError, unknown_name
 from nas.training.methods.base import SparsityMethod
+from nas.training.methods.fixed import Fixed
 from nas.training.methods.gradual import Gradual
 from nas.training.methods.rigl import RigL
 from nas.training.methods.static import Static
 
-METHODS: dict[str, type[SparsityMethod]] = {"static": Static, "gradual": Gradual, "rigl": RigL}
+METHODS: dict[str, type[SparsityMethod]] = {"static": Static, "gradual": Gradual, "rigl": RigL, "fixed": Fixed}
 
 __all__ = ["METHODS", "SparsityMethod", "make_method"]
 

@@ -57,6 +57,7 @@ class Counts:
         params: all parameters, biases and norms included, zeros included. Shared ones once; buffers are no parameters.
         nnz: params less the zeros of the masks.
         density: kept / all over the weights of convolution and linear modules (biases and norms left out); 1.0 without any.
+        kept_weights: the kept ones of these; as `total_kept_weights` finds without running the network.
         weight_bytes: 4 per dense parameter; a layer with zeros in its mask costs 4 per kept weight and a bit per weight.
         dense_macs: multiply-accumulates of the convolution and linear modules that run, as if dense.
         macs: the same with kept weights only.
@@ -68,6 +69,7 @@ class Counts:
     params: int
     nnz: int
     density: float
+    kept_weights: int
     weight_bytes: int
     dense_macs: int
     macs: int
@@ -127,6 +129,7 @@ def count(module: nn.Module, input_shape_or_example: Sequence[int] | Tensor, bat
         params=params,
         nnz=params - zeros,
         density=kept / weights if weights else 1.0,
+        kept_weights=kept,
         weight_bytes=4 * (params - zeros) + packed,
         dense_macs=sum(found.dense_macs for found in layers),
         macs=sum(found.macs for found in layers),
@@ -148,6 +151,15 @@ def kept_weights(layer: nn.Module) -> int:
         return layer.planned_nnz
     nnz = layer.nnz
     return nnz if nnz < layer.mask.numel() else layer.planned_nnz
+
+
+def total_kept_weights(module: nn.Module) -> int:
+    """Weights that all convolution and linear modules keep (see `kept_weights`), shared ones once; no biases, no norms.
+
+    The network is not run, so it is quick, and the meta device will do.
+    """
+    layers = {id(layer.weight): layer for layer in module.modules() if _kind(layer) is not None}
+    return sum(kept_weights(layer) for layer in layers.values())
 
 
 def _kind(layer: nn.Module) -> str | None:

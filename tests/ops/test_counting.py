@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops.counting import count, kept_weights
+from ops.counting import count, kept_weights, total_kept_weights
 from ops.layers import SparseConv2d, SparseLinear, draw_masks_, sparse_layers, sparsify
 from ops.masks import topk_mask
 
@@ -214,3 +214,12 @@ def test_sparse_layers_of_the_total_add_up():
     counts = count(model, (3, 9, 9))
     assert sum(c.nnz for c in counts.layers) == sum(layer.nnz for _, layer in sparse_layers(model))
     assert sum(c.macs for c in counts.layers) == counts.macs
+
+
+def test_all_kept_weights_are_counted_alike_with_and_without_running() -> None:
+    shared = nn.Linear(6, 6)
+    network = nn.Sequential(shared, nn.BatchNorm1d(6), shared, nn.Linear(6, 3, bias=False), nn.PReLU())
+    sparsify(network, 0.25, where=lambda name, _: name == "3")
+    assert total_kept_weights(network) == 36 + 5 == count(network, (6,)).kept_weights
+    draw_masks_(network, torch.Generator().manual_seed(0))
+    assert total_kept_weights(network) == 36 + 5 == count(network, (6,)).kept_weights

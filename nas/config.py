@@ -219,7 +219,7 @@ class RunConfig:
         )
         _require(
             self.train.method != "fixed",
-            '[train] method: "fixed" is for masks that a search has found; expected static, gradual or rigl',
+            '[train] method: "fixed" is for masks that a search has found; expected static, gradual, rigl or hydra',
         )
 
     def as_dict(self) -> dict[str, Any]:

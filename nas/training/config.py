@@ -34,8 +34,8 @@ class TrainConfig:
             square of `cutout` pixels). Images only.
         cutout: side of the square in pixels.
         crop_padding: largest shift in pixels.
-        method: how masks are found: "static", "gradual" or "rigl" (`nas.training.methods.METHODS`); "fixed" is for masks that are
-            given, and no run file can ask for it.
+        method: how masks are found: "static", "gradual", "rigl" or "hydra" (`nas.training.methods.METHODS`); "fixed" is for masks
+            that are given, and no run file can ask for it.
         method_options: options of the method, e.g. {"end": 0.6}.
         device: "cpu", "cuda", or "auto" (CUDA if there is a device).
         aux_weight: weight of the loss of an auxiliary head, for networks that have one.

@@ -44,7 +44,13 @@ def gradual_plan(layer: SparseConv2d | SparseLinear, steps_done: int, total: int
     return kept_count(layer.weight.shape, 1 - sparsity, layer.pattern)
 
 
-PLANS = {"gradual": gradual_plan}
+def hydra_plan(layer: SparseConv2d | SparseLinear, steps_done: int, total: int) -> int:
+    """Everything until half of the steps are done, then the target."""
+    dense = steps_done < int(0.5 * total)
+    return layer.weight.numel() if dense else kept_count(layer.weight.shape, layer.density, layer.pattern)
+
+
+PLANS = {"gradual": gradual_plan, "hydra": hydra_plan}
 
 
 def planned(method: str, layer: SparseConv2d | SparseLinear, steps_done: int, total: int) -> int:
@@ -191,7 +197,7 @@ class TestSparsityMethodLaws:
             run(model, make_method(name), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), seed=seed)
             results.append(model.state_dict())
         assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
-        if name != "gradual":  # which has nothing random
+        if name not in ("gradual", "hydra"):  # which have nothing random
             assert any(not torch.equal(results[0][key], results[2][key]) for key in results[0])
 
     def test_masks_survive_state_dict_and_deepcopy_even_where_kept_weights_are_zero(self, name):

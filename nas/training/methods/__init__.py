@@ -14,10 +14,17 @@ from nas.errors import ConfigError, unknown_name
 from nas.training.methods.base import SparsityMethod
 from nas.training.methods.fixed import Fixed
 from nas.training.methods.gradual import Gradual
+from nas.training.methods.hydra import Hydra
 from nas.training.methods.rigl import RigL
 from nas.training.methods.static import Static
 
-METHODS: dict[str, type[SparsityMethod]] = {"static": Static, "gradual": Gradual, "rigl": RigL, "fixed": Fixed}
+METHODS: dict[str, type[SparsityMethod]] = {
+    "static": Static,
+    "gradual": Gradual,
+    "rigl": RigL,
+    "hydra": Hydra,
+    "fixed": Fixed,
+}
 
 __all__ = ["METHODS", "SparsityMethod", "make_method"]
 

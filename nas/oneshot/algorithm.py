@@ -190,6 +190,14 @@ class Algorithm(abc.ABC):
     def log_row(self) -> dict[str, Any]:
         """JSON for the log of an epoch: "alphas" (decision -> probabilities) and what else is worth a curve."""
 
+    @property
+    def compared_rows(self) -> int:
+        """How many rows of the architecture's half `found` compares architectures on; 0 if it looks at none."""
+        return 0
+
+    def compare_on(self, batches: list[Batch]) -> None:  # noqa: B027 - may do nothing
+        """Called once before `found` if `compared_rows` says so: fixed rows, not augmented, as many as there are up to that."""
+
     @abc.abstractmethod
     def found(self) -> list[Found]:
         """What was found, at the end; at least one."""

@@ -29,10 +29,11 @@ from nas.oneshot.choices import (
     ValueChoice,
 )
 from nas.oneshot.chooser import SupernetChooser, Tagging, default_value, parameter_keys
+from nas.oneshot.fast import laid_out
 from nas.oneshot.mixed import Gate, GateBoard, Gates
 from nas.oneshot.shared import SharedWeights, Source
 from search_spaces import Architecture, Space
-from search_spaces.architecture import Value
+from search_spaces.architecture import SpaceError, Value
 
 if TYPE_CHECKING:
     from nas.oneshot.sparse_parts import SparseParts
@@ -135,6 +136,11 @@ class Supernet(nn.Module):
             self._structures[()] = Structure(network, keys, {}, parts)
 
     @property
+    def shares_weights(self) -> bool:
+        """Whether the space decides numbers that shape the network, so that there are several with shared weights."""
+        return self._shared is not None
+
+    @property
     def choices(self) -> dict[str, Choice]:
         return self._choices.by_name
 
@@ -157,6 +163,8 @@ class Supernet(nn.Module):
         self.board.memo.clear()
         if structure.parts is not None:
             structure.parts.apply(self.board.gates, self.choices)
+        if self.board.fast:
+            x = laid_out(structure.network, x)
         try:
             if self._shared is None:
                 output = structure.network(x)
@@ -192,11 +200,11 @@ class Supernet(nn.Module):
 
     def weights(self) -> dict[str, nn.Parameter]:
         """key -> parameter, without scores."""
-        return {key: p for key, p in self.by_key().items() if not key.endswith(".score")}
+        return {key: p for key, p in self.by_key().items() if not is_score(key)}
 
     def scores(self) -> dict[str, nn.Parameter]:
         """key -> score of the layers that learn a mask."""
-        return {key: p for key, p in self.by_key().items() if key.endswith(".score")}
+        return {key: p for key, p in self.by_key().items() if is_score(key)}
 
     def by_key(self) -> dict[str, nn.Parameter]:
         """key -> every parameter. Grows when a structure is met that has layers nobody had."""
@@ -206,31 +214,48 @@ class Supernet(nn.Module):
         return {only.keys[path]: p for path, p in only.network.named_parameters()}
 
     def extract(self, architecture: Architecture) -> nn.Module:
-        """The network of one architecture with the supernet's weights. Its masks are not drawn.
+        """The network of one architecture with the supernet's weights, on its device. Its masks are not drawn.
 
         Batch norms that have no parameters in the supernet keep scale 1 and shift 0; running statistics are fresh.
+
+        Raises:
+            SpaceError: the architecture does not belong to the space.
+            ConfigError: the supernet has no weight for a layer, or one of another shape.
         """
+        if architecture.space != self.space.name:
+            raise SpaceError(
+                f"expected an architecture of space {self.space.name!r}, got one of {architecture.space!r}"
+            )
         decisions = architecture.as_dict()
-        chooser = Tagging(lambda name, options: decisions[name])
-        network = self.space.function(chooser, **self.space.options)
+        chooser = Tagging(lambda name, _: decisions[name], decisions)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self._seed)
+            network = self.space._call(chooser)
         keys = parameter_keys(network, chooser.tags)
         structure = self.structure(self.gates_of(architecture).values)
-        held = dict(structure.network.named_parameters())
+        held: Mapping[str, Tensor] = dict(structure.network.named_parameters())
         if self._shared is not None:
-            held = cast("dict[str, nn.Parameter]", self._shared.views(structure.sources))
+            held = self._shared.views(structure.sources)
         store = {structure.keys[path]: values for path, values in held.items()}
+        read = _read_channels(network)
+        norms = {
+            path for path, module in network.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
         with torch.no_grad():
             for path, parameter in network.named_parameters():
-                if keys[path] in store:
-                    parameter.copy_(self._read(network, path, store[keys[path]], parameter))
-        return network
-
-    def _read(self, network: nn.Module, path: str, source: Tensor, like: Tensor) -> Tensor:
-        if source.shape != like.shape:
-            raise ConfigError(
-                f"{path}: the supernet's weight has shape {list(source.shape)}, the architecture's {list(like.shape)}"
-            )
-        return source
+                source = store.get(keys[path])
+                if source is None and path.rpartition(".")[0] in norms:
+                    continue
+                if source is not None and source.shape != parameter.shape and path in read:
+                    source = source.index_select(1, torch.tensor(read[path], device=source.device))
+                if source is None or source.shape != parameter.shape:
+                    has = f"has one of shape {list(source.shape)}" if source is not None else "has none"
+                    raise ConfigError(
+                        f"{path}: the architecture's weight has shape {list(parameter.shape)}, the supernet {has}; the function of "
+                        f"space {self.space.name!r} must make the same layers in the same order, whatever is decided elsewhere"
+                    )
+                parameter.copy_(source)
+        return network.to(self.device)
 
     # -- structures -----------------------------------------------------------------------------------------------------
 
@@ -294,3 +319,17 @@ class Supernet(nn.Module):
                 module.track_running_stats = False
                 module.running_mean = module.running_var = module.num_batches_tracked = None
         return network, keys, parts, chooser.values
+
+
+def _read_channels(network: nn.Module) -> dict[str, list[int]]:
+    """path of a weight -> the input channels it has, of those it has in a supernet; where parts of the network say so."""
+    found: dict[str, list[int]] = {}
+    for path, module in network.named_modules():
+        if callable(say := getattr(module, "read_channels", None)):
+            found |= {f"{path}.{name}" if path else name: channels for name, channels in say().items()}
+    return found
+
+
+def is_score(key: str) -> bool:
+    """Whether a parameter with this key is a score; `nas.oneshot.shared` writes the shape behind keys of what does not fit."""
+    return key.endswith(".score") or key.rpartition(" ")[0].endswith(".score")

@@ -50,8 +50,13 @@ COLUMNS: dict[str, str] = {
 }
 """The columns every frame has, in this order, with their pandas dtypes (all of them can hold a missing value).
 
-After these come metrics of the run that have no column here, then `arch.<decision>` for every decision.
+After these come metrics of the run that have no column here, then `REPLICATED` where there are one-shot searches, then
+`arch.<decision>` for every decision.
 """
+
+REPLICATED = ("replicate", "group", "role", "control_of")
+"""What the trials of one-shot searches and their controls note of themselves (`nas.report.comparison` reads it): which search
+it was, what it is compared within (text, e.g. the density), its part in that, and the searcher that it is a control of."""
 
 ARCH = "arch."
 _OF_THE_TRIAL = ("trial", "state", "searcher", "seed", "epochs", "duration_s", "digest", "error", "copy_of", "attempts")
@@ -83,10 +88,20 @@ def trials_frame(trials: Sequence[Trial]) -> pd.DataFrame:
         columns[name] = _fixed(name, values, dtype, trials)
     for name in _metric_names(trials):
         columns[name] = _inferred([_plain(trial.metrics.get(name)) for trial in trials])
+    columns |= _replicated(trials, taken=columns)
     decisions = [trial.architecture.as_dict() for trial in trials]
     for name in merged_order([list(decision) for decision in decisions]):
         columns[ARCH + name] = _inferred([decision.get(name) for decision in decisions])
     return pd.DataFrame(columns, index=pd.RangeIndex(len(trials)))
+
+
+def _replicated(trials: Sequence[Trial], taken: Mapping[str, Any]) -> dict[str, Any]:
+    notes = [dict(trial.sampler) if "replicate" in trial.sampler else {} for trial in trials]
+    for note in notes:
+        group = note.get("group", note.get("density"))
+        note["group"] = f"{group:g}" if isinstance(group, float) else None if group is None else str(group)
+    names = [name for name in REPLICATED if name not in taken and any(n.get(name) is not None for n in notes)]
+    return {name: _inferred([note.get(name) for note in notes]) for name in names}
 
 
 def merged_order(sequences: Iterable[Sequence[str]]) -> list[str]:

@@ -27,6 +27,7 @@ from search_spaces.darts import genotype_source, resolve_stem
 from search_spaces.darts_network import Nodes, check_macro
 from search_spaces.genotypes import Genotype, GenotypeError, swap_inputs
 from search_spaces.nasnet_network import Concat, NasnetNetwork
+from search_spaces.open_edges import OpenEdge
 from search_spaces.overall_sparsity import (
     DENSITIES,
     PATTERNS,
@@ -150,6 +151,7 @@ def nasnet(
             auxiliary=auxiliary,
             drop_path=drop_path,
             dropout=dropout,
+            affine=c.affine,
         )
     )
     return allocate_overall(
@@ -190,7 +192,7 @@ def nasnet_space(**options: Any) -> Space:
     check_overall(
         "nasnet",
         lambda: NasnetNetwork(
-            lambda *_: [[(1, nn.Identity())]] * blocks, lambda *_: (blocks + 1,), input_shape=shape, **macro
+            lambda *_: [[(1, nn.Identity())]] * blocks, lambda *_: {blocks + 1: ()}, input_shape=shape, **macro
         ),
         options,
     )
@@ -211,7 +213,9 @@ def nasnet_from_genotype(genotype: Genotype | str = NASNET_A, **macro: Any) -> N
     given = Genotype.parse(genotype) if isinstance(genotype, str) else genotype
     if "stem" not in macro or macro["stem"] == "auto":
         macro["stem"] = resolve_stem("auto", macro.get("input_shape", (3, 32, 32)))
-    return NasnetNetwork(genotype_source(given, NASNET_OPERATIONS), lambda kind, _: given.concat(kind), **macro)
+    return NasnetNetwork(
+        genotype_source(given, NASNET_OPERATIONS), lambda kind, _: dict.fromkeys(given.concat(kind), ()), **macro
+    )
 
 
 def decisions_of_genotype(space: Space, genotype: Genotype) -> dict[str, Value]:
@@ -264,19 +268,26 @@ def genotype_of_decisions(decisions: Mapping[str, Value], options: Mapping[str, 
 
 
 def unread_states(cell: Sequence[Sequence[tuple[Any, int]]], also: Sequence[int] = ()) -> tuple[int, ...]:
-    """The states that no block reads, and `also`, ascending; all blocks if everything is read (in a supernet).
+    """The states that no block reads, and `also`, ascending.
 
     Args:
         cell: for each block, (operation, state read) pairs.
         also: states to include anyhow.
     """
     read = {j for node in cell for _, j in node}
-    states = tuple(j for j in range(len(cell) + 2) if j not in read or j in also)
-    return states or tuple(range(2, len(cell) + 2))
+    return tuple(j for j in range(len(cell) + 2) if j not in read or j in also)
 
 
 def _unread(also: Mapping[str, Sequence[int]]) -> Concat:
-    return lambda kind, nodes: unread_states([[(op, j) for j, op in node] for node in nodes], also[kind])
+    """A supernet's edges read for certain nowhere, so there all states are concatenated, each as far as it is unread."""
+
+    def concat(kind: str, nodes: Nodes) -> dict[int, list[OpenEdge]]:
+        certain = [[(op, j) for j, op in node if not isinstance(op, OpenEdge)] for node in nodes]
+        edges = [(j, op) for node in nodes for j, op in node if isinstance(op, OpenEdge)]
+        states = unread_states(certain, also[kind])
+        return {j: [] if j in also[kind] else [edge for i, edge in edges if i == j] for j in states}
+
+    return concat
 
 
 def _cell(decisions: Mapping[str, Value], kind: str) -> Cell:

@@ -28,10 +28,11 @@ class Tagging(Chooser):
 
     Args:
         decide: takes each decision that is not kept open.
+        given: as of `Chooser`.
     """
 
-    def __init__(self, decide: Decide) -> None:
-        super().__init__(decide, building=True)
+    def __init__(self, decide: Decide, given: Mapping[str, Value] | None = None) -> None:
+        super().__init__(decide, building=True, given=given)
         self.tags: dict[int, str] = {}
         self._edge: list[int] = []
         self._met: Counter[str] = Counter()
@@ -50,7 +51,19 @@ class Tagging(Chooser):
         return self._tag(super().build(factory), place)
 
     def sparse(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        return self._tag(super().sparse(name, module, *args, **kwargs), self._place(f"{name}.sparse"))
+        made = self._keeping_tags(module, lambda: super(Tagging, self).sparse(name, module, *args, **kwargs))
+        return self._tag(made, self._place(f"{name}.sparse"))
+
+    def allocate(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return self._keeping_tags(module, lambda: super(Tagging, self).allocate(name, module, *args, **kwargs))
+
+    def _keeping_tags(self, module: nn.Module, make_sparse: Callable[[], nn.Module]) -> nn.Module:
+        """The sparse twin of a tagged layer gets its tag."""
+        tags = {path: self.tags[id(part)] for path, part in module.named_modules() if id(part) in self.tags}
+        made = make_sparse()
+        for path, tag in tags.items():
+            self._tag(made.get_submodule(path), tag)
+        return made
 
     def _place(self, name: str) -> str:
         """The decision's name, the edge it is on, and how often it was met there."""

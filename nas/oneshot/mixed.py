@@ -8,9 +8,9 @@ Source: DARTS, Liu et al. 2019 (arXiv:1806.09055), eq. 2; single paths as in GDA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ops.candidates import Zero
+from search_spaces.open_edges import OpenEdge
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,23 @@ class GateBoard:
         memo: values that depend on an input alone, by its identity; emptied after the pass.
     """
 
+    SHARED: ClassVar[int] = 64
+    """Values kept in `memo`; then the oldest goes."""
+
     gates: Gates = field(default_factory=dict)
     fast: bool = True
     checkpointing: bool = False
-    memo: dict[object, object] = field(default_factory=dict)
+    memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def once(self, x: Tensor, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """make(), which depends on x alone; computed once per pass."""
+        place = (id(x), x._version, key, torch.is_grad_enabled())
+        known = self.memo.get(place)
+        if known is None:
+            if len(self.memo) >= self.SHARED:
+                del self.memo[next(iter(self.memo))]
+            self.memo[place] = known = (x, make())  # x is kept so that its identity stays its own
+        return known[1]
 
 
 class MixedOp(nn.Module):
@@ -138,20 +152,26 @@ class PartialMixedOp(MixedOp):
 
     def _mix(self, x: Tensor, gate: Gate) -> Tensor:
         channels = x.shape[1] // self.k
-        mixed = super()._mix(x[:, :channels], gate)
-        rest = x[:, channels:]
-        if self.stride == 2:
-            rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
+        once = self.board.once if self.board.fast else lambda _x, _key, make: make()
+        mixed = super()._mix(once(x, f"first {channels}", lambda: x[:, :channels]), gate)
+        rest = once(x, f"rest {channels} {self.stride}", lambda: self._passing(x, channels))
         return shuffle_channels(torch.cat([mixed, rest], dim=1), self.k)
+
+    def _passing(self, x: Tensor, channels: int) -> Tensor:
+        rest = x[:, channels:]
+        return F.max_pool2d(rest, 2, 2, ceil_mode=True) if self.stride == 2 else rest
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     """Channel g * (c / groups) + i becomes channel i * groups + g. float[n, c, h, w] in and out."""
     n, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        pixels = x.permute(0, 2, 3, 1).view(n, h, w, groups, c // groups)
+        return pixels.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-class Edge(nn.Module):
+class Edge(OpenEdge):
     """One input of a sum.
 
     Args:
@@ -180,3 +200,10 @@ class Edge(nn.Module):
             return None
         y: Tensor = self.module(x)
         return y if gate.weights is None else y * gate.weights[self.j]
+
+    def share(self) -> Tensor | float:
+        """1 without a gate; else the edge's weight, at most 1; without weights 1 or 0."""
+        gate = self.board.gates.get(self.name)
+        if gate is not None and gate.weights is not None:
+            return gate.weights[self.j].clamp(max=1.0)
+        return float(gate is None or gate.chosen is None or self.j in gate.chosen)

@@ -1,8 +1,7 @@
 """From architecture parameters to one architecture. Start with `decode` and `architecture_of`.
 
-A choice of operations that stands alone takes its most probable option. Inputs of a sum are ranked by how strong the best
-operation on
-them is, and the strongest are kept; "none" is never taken there, though it has its share of the probability.
+A choice of operations that stands alone takes its most probable option. Inputs of a sum are ranked by how strong the best operation
+on them is, and the strongest are kept; "none" is never taken there, though it has its share of the probability.
 
 Source: DARTS, Liu et al. 2019 (arXiv:1806.09055), section 2.4; with edge weights PC-DARTS, Xu et al. 2020 (arXiv:1907.05737),
 section 3.3.

@@ -38,6 +38,9 @@ class GradientSearch(Algorithm):
     learned = False
     """Whether layers learn masks."""
 
+    alpha_scale = 1e-3
+    """Architecture parameters start at this times N(0, 1)."""
+
     def __init__(self, setting: Setting, options: algorithm.Options) -> None:
         super().__init__(setting, options)
         self.supernet = self.make_supernet()
@@ -49,7 +52,7 @@ class GradientSearch(Algorithm):
             )
         self.generator = torch.Generator().manual_seed(setting.seed)
         self.drawing = random.Random(setting.seed)
-        self.alphas = Alphas(searched, generator=self.generator, device=setting.device)
+        self.alphas = Alphas(searched, generator=self.generator, scale=self.alpha_scale, device=setting.device)
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas.tensors(),
             lr=options.alpha_lr,
@@ -59,6 +62,8 @@ class GradientSearch(Algorithm):
         self.weight_optimizer: torch.optim.SGD | None = None
         self.baseline: float | None = None
         self.values: dict[str, Value] = {}
+        self.met: list[dict[str, Value]] = []
+        """Values whose structure had weights that nobody had, in the order in which they were met."""
 
     # -- what a subclass changes ----------------------------------------------------------------------------------------
 
@@ -90,9 +95,13 @@ class GradientSearch(Algorithm):
                 made[name] = Gate(self.alphas.probabilities(name))
         return made
 
+    def warmup(self, epochs: int) -> int:
+        """How many of a phase's epochs pass before architecture parameters move."""
+        return int(self.options.warmup_epochs)
+
     def trains_alphas(self, at: At) -> bool:
         """Whether this step moves architecture parameters."""
-        return at.epoch >= self.options.warmup_epochs
+        return at.epoch >= self.warmup(at.epochs)
 
     def trained_weights(self) -> list[nn.Parameter]:
         """What the weight optimizer moves."""
@@ -137,18 +146,22 @@ class GradientSearch(Algorithm):
     def weight_step(self, x: Tensor, y: Tensor, at: At) -> StepReport:
         """One step of SGD on the weights."""
         assert self.weight_optimizer is not None
-        for group in self.weight_optimizer.param_groups:
-            group["lr"] = self.learning_rate(at)
+        return self.descend(self.weight_optimizer, self.learning_rate(at), x, y)
+
+    def descend(self, optimizer: torch.optim.Optimizer, lr: float, x: Tensor, y: Tensor) -> StepReport:
+        """One step of an optimizer of one group, at a learning rate, on the loss of a batch; architecture parameters rest."""
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         with self.without_alpha_gradients():
             loss, logits = self.loss(x, y)
-        parameters = self.weight_optimizer.param_groups[0]["params"]
+        parameters = optimizer.param_groups[0]["params"]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
         if self.options.grad_clip > 0:
             with_gradient = [p for p in parameters if p.grad is not None]
             nn.utils.clip_grad_norm_(with_gradient, self.options.grad_clip, foreach=True)
-        self.weight_optimizer.step()
+        optimizer.step()
         return StepReport(loss.detach(), (logits.detach().argmax(1) == y).sum())
 
     def learning_rate(self, at: At) -> float:
@@ -177,10 +190,12 @@ class GradientSearch(Algorithm):
         return not isinstance(self.alphas.choices[name], ValueChoice)
 
     def draw_values(self) -> dict[str, Value]:
-        """A value for every choice that cannot be mixed, from its probabilities."""
+        """A value for every choice that cannot be mixed, from its probabilities; uniform once these are not numbers."""
         drawn: dict[str, Value] = {}
         for name, choice in self.supernet.of_kind(ValueChoice).items():
             weights = self.alphas.probabilities(name).tolist() if name in self.alphas else None
+            if weights is not None and not math.isfinite(sum(weights)):
+                weights = None
             drawn[name] = self.drawing.choices(choice.options, weights)[0]
         return drawn
 
@@ -204,10 +219,21 @@ class GradientSearch(Algorithm):
 
     def follow_structure(self) -> None:
         """See that the weight optimizer knows the weights of the present structure."""
-        assert self.weight_optimizer is not None
-        if not self.values:
+        if self.values:
+            self.meet(self.values)
+            self.adopt_weights()
+
+    def meet(self, values: Mapping[str, Value]) -> None:
+        """Have the structure of some values made, and remember them if it brought new weights: `load` makes it again then."""
+        before = len(self.supernet.by_key())
+        self.supernet.structure(values)
+        if len(self.supernet.by_key()) > before:
+            self.met.append(dict(values))
+
+    def adopt_weights(self) -> None:
+        """Give the weight optimizer the weights it does not have yet."""
+        if self.weight_optimizer is None:
             return
-        self.supernet.structure(self.values)
         known = {id(p) for group in self.weight_optimizer.param_groups for p in group["params"]}
         fresh = [p for p in self.trained_weights() if id(p) not in known]
         self.weight_optimizer.param_groups[0]["params"] += fresh
@@ -217,6 +243,8 @@ class GradientSearch(Algorithm):
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         drawn, self.values = self.values, self.best_values()
+        if self.values:
+            self.meet(self.values)
         try:
             return self.forward(x).float()
         finally:
@@ -283,12 +311,16 @@ class GradientSearch(Algorithm):
         tensors |= optimizer_tensors("adam", self.alpha_optimizer, {name: self.alphas[name] for name in self.alphas})
         tensors["generator"] = self.generator.get_state()
         version, numbers, gauss = self.drawing.getstate()
-        return tensors, {"baseline": self.baseline, "drawing": [version, list(numbers), gauss]}
+        return tensors, {"baseline": self.baseline, "drawing": [version, list(numbers), gauss], "met": self.met}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        weights = self.supernet.by_key()
+        self.met = []
+        for values in facts["met"]:
+            self.meet(values)
+        self.met = [dict(values) for values in facts["met"]]
+        self.adopt_weights()
         with torch.no_grad():
-            for key, parameter in weights.items():
+            for key, parameter in self.supernet.by_key().items():
                 if f"weight/{key}" in tensors:
                     parameter.copy_(tensors[f"weight/{key}"])
         self.alphas.load({n.removeprefix("alpha/"): v for n, v in tensors.items() if n.startswith("alpha/")})

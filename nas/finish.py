@@ -1,5 +1,7 @@
 """What happens when all trials are in and the front is measured (`nas.verify`): tested once, the best exported.
 
+Tested are the front, and whatever one-shot searches found with its controls: these are replicates, none is chosen among them.
+
 Each step looks at what is there and does only what is missing, so it can be repeated after a kill.
 """
 
@@ -12,14 +14,18 @@ from nas.data import Data
 from nas.export import export_module
 from nas.loop import Progress
 from nas.run import Run
-from nas.store import Store
+from nas.store import Store, Trial
 from nas.training import evaluate
 from nas.verify import rebuilt, update
 
 
 def test_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
-    """Measure the test accuracy of the front, once per network, after the search has made all its choices."""
-    for number in run.pareto()["trial"]:
+    """Measure the test accuracy of the front, once per network, after the search has made all its choices.
+
+    So too of all complete trials of one-shot searches and their controls, which are compared as replicates.
+    """
+    replicated = [t.trial if t.copy_of is None else t.copy_of for t in store.trials() if _is_replicate(t)]
+    for number in dict.fromkeys([*(int(n) for n in run.pareto()["trial"]), *replicated]):
         if run.trial(int(number)).metrics.get("test_accuracy") is not None:
             continue
         model = rebuilt(run, int(number), progress)
@@ -27,6 +33,10 @@ def test_front(run: Run, store: Store, data: Data, progress: Progress) -> None:
             result = evaluate(model, data.test)
             with store.transaction():
                 update(run, store, int(number), {"test_accuracy": result.accuracy})
+
+
+def _is_replicate(trial: Trial) -> bool:
+    return trial.state == "complete" and "replicate" in trial.sampler
 
 
 def winner(run: Run) -> int | None:

@@ -21,6 +21,7 @@ from nas.errors import NasError, RunError
 from nas.frames import ARCH, clean_text, complete
 from nas.objectives import parse_constraints
 from nas.report import plots
+from nas.report.comparison import comparison_figure, comparison_sheet
 from nas.report.drawing import draw_network
 from nas.report.graphs import draw_graph, worth_drawing
 from nas.report.history import outside_budget, searchers
@@ -86,6 +87,7 @@ class _Report:
         sections = [
             ("front", "Pareto front", self._front()),
             ("searchers", "Searchers side by side", self._searchers()),
+            ("oneshot", "One-shot searches and controls", self._oneshot()),
             ("learning", "Learning curves", self._curves()),
             ("networks", "Networks of the front", self._networks()),
             ("trials", "All trials", self._trials()),
@@ -145,6 +147,16 @@ class _Report:
             "after each finished trial; a dotted line marks the equal budget.</p>"
         )
         return "".join(parts)
+
+    def _oneshot(self) -> str:
+        sheet = comparison_sheet(self.frame, self.objectives, title="")
+        if sheet is None:
+            return ""
+        picture = figure(svg_text(comparison_figure(self.frame), "oneshot-kept"))
+        note = (
+            "A point per trial: searches are filled, their controls hollow squares (dense search) and crosses (random)."
+        )
+        return to_html(sheet) + picture + f'<p class="note">{note}</p>'
 
     def _curves(self) -> str:
         shown = [int(trial) for trial in self.front["trial"]]

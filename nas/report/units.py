@@ -36,6 +36,10 @@ LABELS: dict[str, str] = {
     "params": "parameters, dense",
     "nnz": "non-zeros",
     "density": "density",
+    "kept_weights": "kept weights of convolutions and linear layers",
+    "dead_channels": "dead channels",
+    "channels": "channels",
+    "skip_pool_share": "share of skips and pools",
     "weight_bytes": "weights (bytes)",
     "dense_macs": "multiply-adds, dense",
     "macs": "multiply-adds, kept",
@@ -54,6 +58,9 @@ SHORT: dict[str, str] = {
     "energy_mj": "energy mJ",
     "params": "params",
     "nnz": "non-zeros",
+    "kept_weights": "kept weights",
+    "dead_channels": "dead",
+    "skip_pool_share": "skip/pool",
     "weight_bytes": "bytes",
     "dense_macs": "dense MACs",
     "macs": "MACs",
@@ -62,7 +69,7 @@ SHORT: dict[str, str] = {
 """Column -> header of a narrow table."""
 
 _LARGER_IS_BETTER = ("accuracy", "score", "f1", "auc", "precision", "recall")
-COUNTS = ("params", "nnz", "weight_bytes", "dense_macs", "macs")
+COUNTS = ("params", "nnz", "kept_weights", "weight_bytes", "dense_macs", "macs")
 MISSING = "–"
 
 

@@ -49,6 +49,7 @@ class NasnetCell(nn.Module):
             convolution, or factorised reduction, and batch norm, without a ReLU.
         drop_path: rate of this cell at the end of training.
         affine: learned scale and shift in the batch norms outside the blocks.
+        open_previous: the previous input comes from a supernet's cell: it may have to be aligned, however wide it is.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class NasnetCell(nn.Module):
         concat: Concat,
         drop_path: float = 0.0,
         affine: bool = True,
+        open_previous: bool = False,
     ) -> None:
         super().__init__()
         self.channels = channels
@@ -70,7 +72,7 @@ class NasnetCell(nn.Module):
         if not raw:
             if size != current[1]:
                 self.align0 = FactorizedReduce(planes, channels, odd=is_odd(size), affine=affine)
-            elif planes != channels:
+            elif planes != channels or open_previous:
                 self.align0 = ReluConvNorm(planes, channels, affine=affine)
             planes = channels
         self.align1 = ReluConvNorm(current[0], channels, affine=affine)
@@ -222,13 +224,14 @@ class NasnetNetwork(nn.Module):
             previous = max(0, len(made) - back)
             width = int(channels * scale)
             rate = drop_path * (i + 1) / len(plan)
-            cell = NasnetCell(made[previous], made[-1], i == 0, width, kind, source, concat, rate, affine)
+            before = self._cell(previous - 1) if previous > 0 else None
+            open_previous = before is not None and any(before.open_edges.values())
+            cell = NasnetCell(
+                made[previous], made[-1], i == 0, width, kind, source, concat, rate, affine, open_previous
+            )
             self.cells.append(cell)
-            self.raw_states.append(0)
-            if previous > 0 and made[previous][1] == made[-1][1]:
-                before = self._cell(previous - 1)
-                if any(before.open_edges.values()) and width % before.channels == 0:
-                    self.raw_states[i] = width // before.channels
+            same = before is not None and made[previous][1] == made[-1][1] and width % before.channels == 0
+            self.raw_states.append(width // before.channels if before is not None and open_previous and same else 0)
             self.previous.append(previous)
             size = halved(made[-1][1]) if kind == "reduce" else made[-1][1]
             made.append((cell.out_channels, size))

@@ -57,6 +57,10 @@ class GateBoard:
     checkpointing: bool = False
     memo: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: object) -> GateBoard:
+        """Without what belongs to a forward pass: gates carry gradients, which cannot be copied."""
+        return GateBoard(fast=self.fast, checkpointing=self.checkpointing)
+
     def once(self, x: Tensor, key: str, make: Callable[[], Tensor]) -> Tensor:
         """make(), which depends on x alone; computed once per pass."""
         place = (id(x), x._version, key, torch.is_grad_enabled())

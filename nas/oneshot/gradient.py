@@ -135,9 +135,12 @@ class GradientSearch(Algorithm):
 
     def architecture_step(self, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, at: At) -> None:
         """One step of Adam on the architecture parameters (first order)."""
-        loss = self.architecture_loss(held_x, held_y, at)
+        with self.without_weight_gradients():
+            loss = self.architecture_loss(held_x, held_y, at)
         inputs = [a for name, a in zip(self.alphas, self.alphas.tensors()) if self.mixes(name)]
-        gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs else ()
+        gradients: Sequence[Tensor | None] = [None] * len(inputs)
+        if inputs and loss.requires_grad:
+            gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
         for alpha, gradient in zip(inputs, gradients):
             alpha.grad = torch.zeros_like(alpha) if gradient is None else gradient
         self.score_function(loss.detach())
@@ -182,6 +185,10 @@ class GradientSearch(Algorithm):
     def without_alpha_gradients(self) -> Any:
         """Within it, architecture parameters are constants, which saves their part of the backward pass."""
         return _Frozen(self.alphas.tensors())
+
+    def without_weight_gradients(self) -> Any:
+        """Within it, weights and scores are constants, which saves memory and their part of the backward pass."""
+        return _Frozen([p for p in self.supernet.by_key().values() if p.requires_grad])
 
     # -- choices that are drawn -----------------------------------------------------------------------------------------
 

@@ -29,6 +29,10 @@ THRESHOLD = 0.95
 """Share of the dense parent's last validation accuracy that counts as having learned."""
 
 FIGURES = ("val_accuracy", "test_accuracy", "epochs_to_threshold")
+_COMPARED = (
+    *("node_sparsity", "weight_sparsity", "figure", "versus", "searched", "other"),
+    *("difference", "low", "high", "p", "p_flip", "pairs", "not_reached", "other_not_reached"),
+)
 _NOTED = ("role", "node_sparsity", "weight_sparsity", "kept_weights", "criterion")
 
 
@@ -65,14 +69,8 @@ def node_masks_frame(run: Run, threshold: float = THRESHOLD) -> pd.DataFrame:
         )
     columns = ["trial", "state", "replicate", "seed", *_NOTED, "val_accuracy", "test_accuracy", "epochs"]
     frame = pd.DataFrame(rows, columns=[*columns, "epochs_to_threshold"])
-    for name in (
-        "node_sparsity",
-        "weight_sparsity",
-        "criterion",
-        "val_accuracy",
-        "test_accuracy",
-        "epochs_to_threshold",
-    ):
+    floats = ("node_sparsity", "weight_sparsity", "criterion", *FIGURES)
+    for name in floats:
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("float64")
     return frame
 
@@ -93,10 +91,10 @@ def node_masks_comparison(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row per node sparsity, figure (of `FIGURES`) and "versus" ("random", "dense"): weight_sparsity; means "searched" and
         "other" over the replicates that have both; "difference" (searched - other), its 95 % interval "low", "high" and two-sided
-        "p" of a paired t test (NaN below two pairs); "pairs". Several random masks of a replicate count as their mean. Networks
-        that never reach the threshold count as one epoch more than they were trained for: "not_reached" says how many of the
-        searched, and "other_not_reached" how many of the others. Test accuracy is compared only where all have one: those that
-        were handed out for being good are no fair sample.
+        "p" of a paired t test, "p_flip" of the exact sign-flip test (`nas.oneshot.statistics.paired`); "pairs". Several random
+        masks of a replicate count as their mean. Networks that never reach the threshold count as one epoch more than they were
+        trained for: "not_reached" says how many of the searched, and "other_not_reached" how many of the others. Test accuracy is
+        compared only where all have one: those that were handed out for being good are no fair sample.
     """
     done = frame[frame["state"].eq("complete").fillna(False)].copy()
     late = np.isinf(done["epochs_to_threshold"].to_numpy())
@@ -111,19 +109,7 @@ def node_masks_comparison(frame: pd.DataFrame) -> pd.DataFrame:
         for figure in figures:
             for versus, other in (("random", random), ("dense", dense)):
                 rows.append(_compared(float(sparsity), figure, versus, searched, other))  # type: ignore[arg-type]
-    columns = [
-        "node_sparsity",
-        "weight_sparsity",
-        "figure",
-        "versus",
-        "searched",
-        "other",
-        "difference",
-        "low",
-        "high",
-        "p",
-    ]
-    made = pd.DataFrame(rows, columns=[*columns, "pairs", "not_reached", "other_not_reached"])
+    made = pd.DataFrame(rows, columns=list(_COMPARED))
     return made[made["pairs"] > 0].reset_index(drop=True)
 
 
@@ -137,6 +123,7 @@ def node_masks_sheet(run: Run, threshold: float = THRESHOLD) -> Sheet | None:
     columns = (
         *(Column("node sparsity", True), Column("weight sparsity", True), Column("figure")),
         *(Column("searched", True), Column("random", True), Column("difference [95 %]", True), Column("p", True)),
+        Column("p flip", True, 3),
         *(Column("dense parent", True, 2), Column("pairs", True, 1)),
     )
     rows, keys, styles = [], [], []
@@ -147,13 +134,14 @@ def node_masks_sheet(run: Run, threshold: float = THRESHOLD) -> Sheet | None:
         figure = str(row["figure"])
         cells = (f"{row['node_sparsity']:g}", f"{row['weight_sparsity']:.3f}", _called(figure, threshold))
         means = (_shown(figure, row["searched"]), _shown(figure, row["other"]))
-        rows.append((*cells, *means, _interval(figure, row), _p(row["p"]), _shown(figure, dense), str(row["pairs"])))
-        numbers_ = (row["difference"], row["p"], dense, row["pairs"])
+        tests = (_interval(figure, row), _p(row["p"]), _p(row["p_flip"]))
+        rows.append((*cells, *means, *tests, _shown(figure, dense), str(row["pairs"])))
+        numbers_ = (row["difference"], row["p"], row["p_flip"], dense, row["pairs"])
         keys.append((row["node_sparsity"], row["weight_sparsity"], None, row["searched"], row["other"], *numbers_))
         styles.append("")
     notes = [
-        "a pair: equal first weights, seed and training; several random masks count as their mean; p: paired t test, two-sided, "
-        "not corrected for the number of rows",
+        "a pair: equal first weights, seed and training; several random masks count as their mean; p: paired t test, "
+        "p flip: exact sign-flip test; both two-sided, not corrected for the number of rows",
         f"threshold: {threshold:.0%} of the dense parent's last validation accuracy in the same replicate",
         "weight sparsity: of all convolution and linear weights, by the nodes that are left",
         *_late_notes(against),
@@ -175,10 +163,13 @@ def node_masks_sheet(run: Run, threshold: float = THRESHOLD) -> Sheet | None:
 
 
 def _compared(sparsity: float, figure: str, versus: str, searched: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+    from nas.oneshot.statistics import paired
+
     one = searched.groupby("replicate")[figure].mean().dropna()
     two = other.groupby("replicate")[figure].mean().dropna()
     both = one.index.intersection(two.index)
     a, b = one.loc[both].to_numpy(), two.loc[both].to_numpy()
+    found = paired(a.tolist(), b.tolist())
     counted = figure == "epochs_to_threshold"
     return {
         "node_sparsity": sparsity,
@@ -187,34 +178,11 @@ def _compared(sparsity: float, figure: str, versus: str, searched: pd.DataFrame,
         "versus": versus,
         "searched": float(a.mean()) if len(both) else math.nan,
         "other": float(b.mean()) if len(both) else math.nan,
-        **dict(zip(("difference", "low", "high", "p"), paired(a, b), strict=True)),
-        "pairs": len(both),
+        **{"difference": found.mean, "low": found.low, "high": found.high, "p": found.p_t, "p_flip": found.p_flip},
+        "pairs": found.n,
         "not_reached": int(searched["late"].sum()) if counted else 0,
         "other_not_reached": int(other["late"].sum()) if counted else 0,
     }
-
-
-def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float, float]:
-    """Mean of a - b, its 95 % interval (low, high) and the two-sided p of a paired t test; what a few pairs cannot give is NaN.
-
-    Args:
-        a, b: float64[pairs], pair i at i in both. Below two pairs there is no interval; where all differences are equal but not
-            zero, no p.
-    """
-    from scipy.special import stdtr, stdtrit
-
-    differences = a - b
-    n = len(differences)
-    if n == 0:
-        return math.nan, math.nan, math.nan, math.nan
-    mean = float(differences.mean())
-    if n == 1:
-        return mean, math.nan, math.nan, math.nan
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
-    if error <= 1e-12 * abs(mean):
-        return mean, mean, mean, 1.0 if mean == 0 else math.nan
-    half = float(stdtrit(n - 1, 0.975)) * error
-    return mean, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error))
 
 
 def _replicate(trial: Trial) -> int:

@@ -55,6 +55,18 @@ def mlp(widths: list[int], features: int = 12) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(features, 5))
 
 
+class Twice(nn.Module):
+    """One layer reads two sets, which are one for that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 3, padding=1)
+        self.both, self.head = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.head(self.both(self.one(x)).relu()) + self.head(self.both(self.two(x)).tanh())).mean((2, 3))
+
+
 class Gated(nn.Module):
     """Products, means, functions and methods instead of modules, a layer used twice, and several features per node."""
 
@@ -83,6 +95,7 @@ NETWORKS = {
     "mbconv": (lambda: convnet(["mbconv", "mbconv"]), IMAGE),
     "mixed, stem not tied": (lambda: convnet(["mbconv", "conv", "separable"], stem=6), IMAGE),
     "gated": (Gated, IMAGE),
+    "twice": (Twice, IMAGE),
 }
 
 
@@ -228,11 +241,11 @@ def test_weight_sparsity_between_hidden_layers_is_that_of_both_ends() -> None:
 def test_sparse_layers_get_the_mask_and_dense_ones_zeros() -> None:
     network = mlp([8, 6])
     network[4] = sparsify(network[4], 0.5)
-    network[4].set_mask(torch.arange(48).reshape(6, 8) > 0)  # dropped before, so it stays dropped
+    network[4].set_mask(torch.arange(48).reshape(6, 8) % 3 > 0)  # dropped before, so it stays dropped
     mask = draw_node_mask(node_sets(network, (12,)), 0.5, generator())
     apply_node_mask_(network, mask)
     masks = layer_masks(network, mask)
-    assert torch.equal(network[4].mask, masks["4"] & (torch.arange(48).reshape(6, 8) > 0))
+    assert torch.equal(network[4].mask, masks["4"] & (torch.arange(48).reshape(6, 8) % 3 > 0))
     assert torch.equal(network[1].weight != 0, masks["1"])
     assert torch.equal(network[7].weight != 0, masks["7"])
 
@@ -242,7 +255,7 @@ def test_sparse_layers_get_the_mask_and_dense_ones_zeros() -> None:
 def test_dropped_nodes_of_layers_without_masks_stay_dropped_in_training(
     blocks: tuple[str, str], optimizer: str
 ) -> None:
-    network = convnet(list(blocks), width=4, depth=1, stem=4)
+    network = stirred(convnet(list(blocks), width=4, depth=1, stem=4))
     mask = draw_node_mask(node_sets(network, IMAGE), 0.5, generator())
     apply_node_mask_(network, mask)
     if optimizer == "sgd":

@@ -71,7 +71,7 @@ def match(
         tolerance=tolerance,
         unit="kept weights",
         steps=64,
-        grain=0.01,
+        grain=0.1,
     )
 
 
@@ -174,7 +174,7 @@ def _search(
     steps: int,
     grain: float,
 ) -> Architecture:
-    """The architecture whose cost is nearest to `wanted`, by bisection of the logarithm of its lowest density.
+    """The architecture whose cost is nearest to `wanted`, by bisection of its lowest density, helped by interpolation if `grain`.
 
     Ends where the densities on both sides differ by less than `grain` would cost if it were spread over the network.
     """
@@ -183,25 +183,26 @@ def _search(
     full = reached = cost(best)
     if full < wanted - tolerance * wanted:
         raise MatchError(f"{who}: expected {_text(wanted)} {unit}, but it has {_text(full)} even at density 1")
-    low, high = math.log(LOWEST), 0.0
+    low: tuple[float, float | None] = (LOWEST / 2, None)
+    high = (1.0, full)
     lowest: float | None = None
     starts = (LOWEST, scaled.lowest)
     for step in range(steps):
-        t = starts[step] if step < len(starts) else math.exp((low + high) / 2)
+        t = starts[step] if step < len(starts) else _between(low, high, wanted, step % 3 != 0 and grain > 0)
         try:
             found = scaled.at(t)
         except SpaceError:  # too low for the rule that spreads it over the layers
-            low = math.log(t)
+            low = (t, None)
             continue
         here = cost(found)
         lowest = here if lowest is None else min(lowest, here)
         if abs(here - wanted) < abs(reached - wanted):
             best, reached = found, here
         if here < wanted:
-            low = math.log(t)
+            low = max(low, (t, here), key=lambda point: point[0])
         else:
-            high = math.log(t)
-        if reached == wanted or high == math.log(LOWEST) or (math.exp(high) - math.exp(low)) * full < grain:
+            high = min(high, (t, here), key=lambda point: point[0])
+        if reached == wanted or high[0] == LOWEST or (high[0] - low[0]) * full < grain:
             break
     if abs(reached - wanted) <= tolerance * wanted:
         return best
@@ -211,6 +212,21 @@ def _search(
         f"{who}: expected {_text(wanted)} {unit} within {tolerance:.3g} of that, but the closest it can have is {_text(reached)}; "
         "allow a larger tolerance"
     )
+
+
+def _between(low: tuple[float, float | None], high: tuple[float, float], wanted: float, guess: bool) -> float:
+    """A density between two others, (density, cost) each: in the middle, or where a straight line guesses the cost to be `wanted`.
+
+    If one side is much nearer, the guess goes as far beyond on the other, so that both sides close in.
+    """
+    (t0, c0), (t1, c1) = low, high
+    if guess and c0 is not None and c1 > c0:
+        under, over = wanted - c0, c1 - wanted
+        aim = wanted - over if over < under / 4 else wanted + under if under < over / 4 else wanted
+        t = t0 + (aim - c0) / (c1 - c0) * (t1 - t0)
+        if t0 < t < t1:
+            return t
+    return math.sqrt(t0 * t1) if t1 > 4 * t0 else (t0 + t1) / 2
 
 
 def _check_tolerance(tolerance: float) -> None:

@@ -17,7 +17,7 @@ from search_spaces import Architecture, Chooser, Space, get_space
 torch.set_num_threads(1)
 
 DARTS = get_space(
-    "darts", channels=4, cells=3, input_shape=(1, 8, 8), sparse_depthwise=True, patterns=("unstructured",)
+    "darts", channels=4, cells=1, input_shape=(1, 8, 8), sparse_depthwise=True, patterns=("unstructured",)
 )
 MLP = get_space("mlp", input_shape=(30,), widths=(16, 32), max_depth=2, patterns=("unstructured", "4x1"))
 CONVNET = get_space("convnet", input_shape=(1, 8, 8), stages=1, widths=(8, 12), stem=4, depthwise=True)

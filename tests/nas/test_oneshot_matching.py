@@ -13,8 +13,8 @@ from search_spaces import Architecture, Chooser, Space, get_space
 torch.set_num_threads(1)
 
 SPACES = [
-    get_space("darts", channels=4, cells=3, input_shape=(1, 8, 8), sparse_depthwise=True, densities=(0.05,)),
-    get_space("darts", channels=4, cells=3, input_shape=(1, 8, 8), sparse_depthwise=True),
+    get_space("darts", channels=4, cells=1, input_shape=(1, 8, 8), sparse_depthwise=True, densities=(0.05,)),
+    get_space("darts", channels=4, cells=1, input_shape=(1, 8, 8), sparse_depthwise=True),
     get_space("nasbench201", channels=4, cells=1, input_shape=(1, 8, 8)),
     get_space("convnet", input_shape=(1, 8, 8), stages=2, widths=(8, 12), stem=4, depthwise=True),
     get_space("mlp", input_shape=(30,), widths=(16, 32)),

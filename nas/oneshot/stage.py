@@ -21,7 +21,7 @@ from nas.errors import EvaluationFailed, RunError
 from nas.executors.base import Event, Executor, Job
 from nas.oneshot.algorithm import Options
 from nas.oneshot.algorithms import ALGORITHMS
-from nas.oneshot.checkpoint import write_json
+from nas.oneshot.checkpoint import write_bytes, write_json
 from nas.oneshot.engine import RESULT, Result, read_result
 from nas.oneshot.job import job_folder, make_algorithm
 from nas.oneshot.searcher import make_options
@@ -33,6 +33,8 @@ MAX_LOST = 3
 DENSE = "darts"
 """The search whose architectures are the dense controls."""
 CONTROLS = "controls.json"
+TRACE = "error.txt"
+"""In a search's folder: the traceback of its last failure."""
 _SHARED = ("batch_size", "augment", "checkpointing")
 """Options that a dense search takes over from the search it is compared with."""
 
@@ -151,7 +153,7 @@ def run_stage(
         progress.stage_started(done)
         made = executor(len(waiting))
         try:
-            failed = _Stage(waiting, made, progress).run()
+            failed = _Stage(waiting, folder, made, progress).run()
         finally:
             made.close()
             progress.stage_ended()
@@ -192,8 +194,9 @@ def proposals(
 class _Stage:
     """Jobs on an executor until each has ended."""
 
-    def __init__(self, jobs: Sequence[SupernetJob], executor: Executor, progress: StageProgress) -> None:
+    def __init__(self, jobs: Sequence[SupernetJob], folder: Path, executor: Executor, progress: StageProgress) -> None:
         self.jobs = dict(enumerate(jobs))
+        self.folder = folder
         self.executor = executor
         self.progress = progress
         self.queue = deque(self.jobs)
@@ -230,13 +233,16 @@ class _Stage:
                 return
             self._fail(name, f"{event.error} ({MAX_LOST} times); not tried again in this start")
         elif event.kind == "failed":
-            ours = str(event.payload.get("type", "")).startswith("nas.errors.")
-            self._fail(name, str(event.payload["message"]) if ours else str(event.error))
+            module, _, kind = str(event.payload.get("type", "")).rpartition(".")
+            text = str(event.payload.get("message", ""))
+            self._fail(name, text if module == "nas.errors" else f"{kind}: {text}", event.error)
         else:
             self.progress.stage_finished(name)
 
-    def _fail(self, name: str, message: str) -> None:
+    def _fail(self, name: str, message: str, trace: str | None = None) -> None:
         self.failed[name] = message
+        if trace:
+            write_bytes(job_folder(self.folder, name) / TRACE, f"{trace}\n".encode(), "the traceback of a search")
         self.progress.message(f"search {name} failed: {message}")
         self.progress.stage_finished(name, failed=True)
 
@@ -253,7 +259,7 @@ def _plain(options: Options) -> dict[str, Any]:
 
 def _all_failures(failed: Mapping[str, str], folder: Path, total: int) -> EvaluationFailed:
     lines = [
-        f"{name}: {message} (checkpoint and log: {job_folder(folder, name)})"
+        f"{name}: {message} (checkpoint, log and {TRACE}: {job_folder(folder, name)})"
         for name, message in sorted(failed.items())
     ]
     return EvaluationFailed(

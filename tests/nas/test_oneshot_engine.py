@@ -208,6 +208,24 @@ def test_weights_see_one_half_and_alphas_the_other_and_nobody_anything_else(spac
     assert all(row["supernet_loss"] > 0 for row in result.log)
 
 
+def test_every_epoch_of_every_phase_has_an_order_of_its_own(space, data, tmp_path):
+    algorithm = make_fake(space, data)
+    train_algorithm(algorithm, data, tmp_path, seed=0)
+    steps = len(algorithm.seen) // 4
+    epochs = [torch.cat([x for x, _ in algorithm.seen[i * steps : (i + 1) * steps]]) for i in range(4)]
+    for one in range(4):
+        for two in range(one):
+            assert not torch.equal(epochs[one], epochs[two])
+
+
+def test_every_round_and_chunk_is_augmented_otherwise(monkeypatch):
+    monkeypatch.setattr("nas.oneshot.halves.CHUNK_BYTES", 1)
+    rows = Split(torch.ones(16, 1, 9, 9), torch.arange(16))  # equal images: only what is done to them differs
+    batches = Batches(rows, 8, seed=0, stream="w", augmentation=Augmentation(("crop", "cutout"), 3, 2))
+    made = [batches[number][0] for number in range(4)]
+    assert all(not torch.equal(made[one], made[two]) for one in range(4) for two in range(one))
+
+
 def test_every_round_of_batches_has_every_row_once_in_an_order_of_its_own():
     rows = Split(torch.arange(24.0).view(24, 1), torch.arange(24))
     batches = Batches(rows, 8, seed=0, stream="weights")

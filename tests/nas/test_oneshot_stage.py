@@ -31,6 +31,7 @@ from nas.run import load_run
 from nas.searchers import Proposal, SpaceExhausted, is_oneshot, searcher_options
 from nas.store import Store
 from ops.layers import sparse_layers
+from tests.nas.latency_fakes import formula_pricer
 from tests.nas.oneshot_fakes import Fake, FakeDense
 from tests.nas.search_helpers import CONFIG
 from tests.nas.test_loop import Script, Silent, done
@@ -38,11 +39,18 @@ from tests.nas.test_loop import Script, Silent, done
 torch.set_num_threads(1)
 
 
+def install(patch: pytest.MonkeyPatch) -> None:
+    """The fakes among the algorithms, the second as the dense one; latencies by a formula."""
+    patch.setitem(ALGORITHMS, "fake", Fake)
+    patch.setitem(ALGORITHMS, "fake_dense", FakeDense)
+    patch.setattr(stage, "DENSE", "fake_dense")
+    patch.setattr("nas.evaluate.make_pricer", lambda config: formula_pricer())
+    patch.setattr("nas.verify.make_pricer", lambda config: formula_pricer())
+
+
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "fake", Fake)
-    monkeypatch.setitem(ALGORITHMS, "fake_dense", FakeDense)
-    monkeypatch.setattr(stage, "DENSE", "fake_dense")
+    install(monkeypatch)
 
 
 class Watch:
@@ -218,8 +226,10 @@ def test_a_search_that_fails_is_named_with_its_folder_and_the_others_are_kept(tm
             run_stage(bench.plan(), bench.folder, bench.inline, bench.watch)
     text = str(caught.value)
     assert text.startswith("2 of 3 one-shot searches failed")
-    assert f"checkpoint and log: {bench.folder / 'oneshot' / 'fake-s1'}" in text
-    assert "ValueError: no such thing" in text
+    folder = job_folder(bench.folder, "fake-s1")
+    assert f"fake-s1: ValueError: no such thing (checkpoint, log and error.txt: {folder})" in text
+    assert "Traceback" not in text
+    assert (folder / "error.txt").read_text().startswith("Traceback")
     assert "the loss is nan in phase" in text
     assert bench.watch.finished == {"fake-s0": False, "fake-s1": True, "fake-s2": True}
     assert (job_folder(bench.folder, "fake-s0") / RESULT).is_file()
@@ -275,6 +285,22 @@ def test_as_many_jobs_run_at_once_as_the_executor_holds(tmp_path):
     assert max(most) == 2
 
 
+def test_a_late_answer_of_a_process_that_was_given_up_is_not_believed(tmp_path):
+    bench = Bench(tmp_path, controls=False)
+    real = bench.inline(1)
+
+    def answer(job: Job) -> list[Event]:
+        if job.attempt == 1:
+            return [Event("lost", job.trial, 1, {}, "killed", 1.0)]
+        late = Event("failed", job.trial, 1, {"type": "builtins.ValueError", "message": "late"}, "Traceback", 1.0)
+        real.submit(job)
+        return [late, *real.poll()]
+
+    executor = Scripted(answer)
+    assert len(run_stage(bench.plan(), bench.folder, lambda _: executor, bench.watch)) == 1
+    assert bench.watch.finished == {"fake-s0": False}
+
+
 def test_an_interrupt_closes_the_executor_and_loses_nothing(tmp_path):
     bench = Bench(tmp_path, controls=False)
 
@@ -294,9 +320,7 @@ def test_an_interrupt_closes_the_executor_and_loses_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, StagePlan, dict[str, Any]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ALGORITHMS, "fake", Fake)
-        patch.setitem(ALGORITHMS, "fake_dense", FakeDense)
-        patch.setattr(stage, "DENSE", "fake_dense")
+        install(patch)
         bench = Bench(tmp_path_factory.mktemp("trained"), seeds=2)
         plan = bench.plan()
         yield bench, plan, run_stage(plan, bench.folder, bench.inline, bench.watch)
@@ -442,9 +466,7 @@ def table(folder: Path) -> dict[tuple[str, int], tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ALGORITHMS, "fake", Fake)
-        patch.setitem(ALGORITHMS, "fake_dense", FakeDense)
-        patch.setattr(stage, "DENSE", "fake_dense")
+        install(patch)
         folder = tmp_path_factory.mktemp("whole")
         search(write_run_file(folder, trials=3, seeds=2), out=folder / "run", quiet=True)
         yield folder
@@ -458,6 +480,11 @@ def test_a_search_trains_supernets_and_then_what_they_found_with_controls_beside
     assert run.finished
 
 
+def test_the_report_of_such_a_run_names_them_all(whole):
+    text = (whole / "run" / "report.html").read_text()
+    assert all(name in text for name in ("fake/random", "fake/dense", "outside the budget"))
+
+
 def test_few_trials_of_one_shot_searches_do_not_cut_the_budget_of_others(whole):
     run = load_run(whole / "run")
     assert equal_budget(run.frame()) == 3
@@ -466,6 +493,7 @@ def test_few_trials_of_one_shot_searches_do_not_cut_the_budget_of_others(whole):
 
 
 def test_a_search_killed_in_the_stage_and_started_again_ends_the_same(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.driver._Search._finish", lambda *_: None)  # no report: seconds
     real = Fake.step
     for kill_at in (5, 9):
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nas.pareto import nondominated
 from nas.report.progress import SearchProgress, Tally
+from nas.report.stage_progress import StageTally
 from tests.nas.synthetic_run import OBJECTIVES, make_trial, sample, synthetic_run
 
 RUN = synthetic_run(30, failed=0.1, infeasible=0.1)
@@ -160,3 +161,57 @@ def test_a_searcher_that_was_not_announced_is_counted():
     tally = Tally({}, OBJECTIVES)
     tally.finished(RUN.trials[0])
     assert tally.line().startswith("1/0 trials (random 1/0)")
+
+
+STAGE = {"darts-s0": True, "darts-s1": False, "darts-s2": False}
+
+
+def at(done: float, epoch: int, accuracy: float | None = None) -> dict[str, object]:
+    return {"phase": "search", "epoch": epoch, "epochs": 10, "done": done, "accuracy": accuracy}
+
+
+def test_a_supernet_shows_phase_epoch_accuracy_and_the_time_left_at_its_pace_here():
+    clock = Clock()
+    tally = StageTally(STAGE, clock)
+    assert [tally.state(job) for job in STAGE] == ["done", "waiting", "waiting"]
+    tally.progressed("darts-s1", at(0.5, 5, 0.25))  # continued: half was done by an earlier process
+    assert tally.seconds_left("darts-s1") is None
+    clock.now += 60
+    tally.progressed("darts-s1", at(0.6, 6, 0.5))
+    assert tally.seconds_left("darts-s1") == pytest.approx(240)
+    assert tally.state("darts-s1") == "search epoch 6/10, supernet accuracy 0.5000, about 4 min 00 s left"
+    assert tally.line().startswith("1/3 supernets; darts-s1 search epoch 6/10")
+    tally.finished("darts-s1")
+    tally.finished("darts-s2", failed=True)
+    assert [tally.state(job) for job in STAGE] == ["done", "done", "failed"]
+    assert [tally.share(job) for job in STAGE] == [1.0, 1.0, 0.0]
+    assert tally.line() == "2/3 supernets"
+
+
+def test_supernets_have_a_bar_each_and_give_way_to_the_trials():
+    shown, out = progress(True)
+    with shown:
+        shown.stage_started(STAGE)
+        shown.stage_progress("darts-s1", at(0.5, 5))
+        shown._console.print(shown._render())
+        shown.stage_ended()
+        shown.expect({"darts": 6, "darts/random": 6})
+        shown._console.print(shown._render())
+    text = out.getvalue()
+    assert "search epoch 5/10" in text
+    assert "waiting" in text
+    assert "darts/random" in text.rpartition("waiting")[2]
+    assert shown.tally.totals == TOTALS | {"darts": 6, "darts/random": 6}
+
+
+def test_off_a_terminal_the_stage_is_a_line_now_and_then_and_its_time_is_not_the_trials():
+    clock = Clock()
+    shown, out = progress(False, every_s=10.0, clock=clock)
+    with shown:
+        shown.stage_started(STAGE)
+        for second in range(1, 31):
+            clock.now += 1
+            shown.stage_progress("darts-s1", at(second / 100, 1))
+        assert out.getvalue().count("supernets") == 3
+        shown.stage_ended()
+        assert shown.tally.seconds() == 0

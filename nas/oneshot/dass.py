@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -27,108 +26,20 @@ from torch import Tensor, nn
 
 from nas.errors import ConfigError
 from nas.oneshot import algorithm
-from nas.oneshot.algorithm import At, Batch, Found, Phase, Setting, StepReport, check_number, check_one_of, check_whole
+from nas.oneshot.algorithm import At, Batch, Found, Phase, Setting, StepReport
 from nas.oneshot.choices import OpChoice, OverallChoice, SparsityChoice
-from nas.oneshot.darts import Darts, DartsOptions
+from nas.oneshot.darts import Darts
+from nas.oneshot.dass_options import PRETRAIN, PRUNE, SEARCH, SHARES, DassOptions
 from nas.oneshot.decode import architecture_of
 from nas.oneshot.gradient import PARTS, load_optimizer, optimizer_tensors
-from nas.oneshot.mixed import MixedOp
+from nas.oneshot.living import candidate_density, dead_depthwise, kept, layers_of
 from nas.oneshot.sparse_parts import SparseParts
 from nas.oneshot.supernet import Structure, is_score
-from ops.layers import SparseLayer, is_depthwise
-from ops.learned import EXEMPT, scaled_scores
-from ops.patterns import PatternError, parse_pattern
+from ops.learned import scaled_scores
+from ops.patterns import parse_pattern
 from search_spaces import SpaceError
 from search_spaces.architecture import Value
 from search_spaces.skips import is_skip_or_pool
-
-PRETRAIN, PRUNE, FINETUNE, SEARCH = "pretrain", "prune", "finetune", "search"
-SHARES = {PRETRAIN: 2, PRUNE: 1, FINETUNE: 2}
-"""How phases share epochs: 100, 50 and 100 in the published code."""
-
-
-@dataclass(frozen=True)
-class DassOptions(DartsOptions):
-    """Options of DASS; the defaults are those of its published code.
-
-    Attributes:
-        epochs: of all phases. Phases whose own epochs are not given share what the others leave of it, 2 : 1 : 2. If all
-            three are given, it is their sum.
-        pretrain_epochs, prune_epochs, finetune_epochs: of each phase; 0 leaves it out.
-        density: fraction of the weights that is kept after pretraining; default the lowest below 1 that the space offers.
-        pattern: of the masks; default the first of the space's that can have the density.
-        allocation: how the density is spread over the layers: "uniform" (each alike, as published), "erk", or "global" (one ranking
-            of the scores, made again whenever they move). What is found is given the same rule if the space has it, else its first.
-        exempt: layers that stay dense in the supernet, beside those the space leaves dense: any of "stem", "classifier",
-            "depthwise".
-        score_init: of the scores where masks begin: "scaled" (the first masks keep the largest weights), "kaiming_normal",
-            "kaiming_uniform".
-        score_lr: of the scores, down to lr_min along a cosine.
-        alpha_in_prune: move the architecture parameters while masks are learned, too.
-        one_step: one phase instead of three.
-    """
-
-    epochs: int = 250
-    batch_size: int = 32
-    momentum: float = 0.0
-    weight_decay: float = 1e-3
-    order: int = 2
-    pretrain_epochs: int | None = None
-    prune_epochs: int | None = None
-    finetune_epochs: int | None = None
-    density: float | None = None
-    pattern: str | None = None
-    allocation: str = "uniform"
-    exempt: tuple[str, ...] = ()
-    score_init: str = "scaled"
-    score_lr: float = 0.1
-    alpha_in_prune: bool = False
-    one_step: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.density is not None:
-            check_number("density", self.density, 0.0, 1.0 + 1e-12, above=True)
-        if self.pattern is not None:
-            try:
-                object.__setattr__(self, "pattern", str(parse_pattern(self.pattern)))
-            except PatternError as error:
-                raise ConfigError(f"pattern: {error}") from error
-        check_one_of("allocation", self.allocation, ("uniform", "erk", "global"))
-        check_one_of("score_init", self.score_init, ("scaled", "kaiming_normal", "kaiming_uniform"))
-        check_number("score_lr", self.score_lr, 0.0, above=True)
-        if isinstance(self.exempt, str):
-            raise ConfigError(f'exempt: expected a list of names, got the text "{self.exempt}"')
-        object.__setattr__(self, "exempt", tuple(self.exempt))
-        for name in self.exempt:
-            check_one_of("exempt", name, EXEMPT)
-        self._share_epochs()
-
-    def _share_epochs(self) -> None:
-        own = {phase: getattr(self, f"{phase}_epochs") for phase in SHARES}
-        for phase, epochs in own.items():
-            if epochs is not None:
-                check_whole(f"{phase}_epochs", epochs, 0)
-                if self.one_step:
-                    raise ConfigError(f"{phase}_epochs: with one_step there is a single phase; say epochs instead")
-        if self.one_step:
-            return
-        given = sum(epochs for epochs in own.values() if epochs is not None)
-        open_phases = [phase for phase, epochs in own.items() if epochs is None]
-        left = self.epochs - given
-        if left < len(open_phases):
-            raise ConfigError(
-                f"epochs: expected at least {given + len(open_phases)} ({given} of the phases that have their own, and one for "
-                f"each of {', '.join(open_phases)}), got {self.epochs}"
-            )
-        for phase, epochs in shared_out(left, {phase: SHARES[phase] for phase in open_phases}).items():
-            object.__setattr__(self, f"{phase}_epochs", epochs)
-        total = sum(getattr(self, f"{phase}_epochs") for phase in SHARES)
-        if total < 1:
-            raise ConfigError(
-                "pretrain_epochs, prune_epochs, finetune_epochs: expected at least one epoch in all, got 0"
-            )
-        object.__setattr__(self, "epochs", total)
 
 
 class Dass(Darts):
@@ -403,52 +314,7 @@ class Dass(Darts):
         self._scores_moved += 1
 
 
-def shared_out(total: int, shares: Mapping[str, int]) -> dict[str, int]:
-    """`total` in whole numbers in proportion to `shares`, each at least 1: largest remainders first, the earlier of equals."""
-    if not shares:
-        return {}
-    exact = {name: total * share / sum(shares.values()) for name, share in shares.items()}
-    whole = {name: max(1, math.floor(value)) for name, value in exact.items()}
-    for name in sorted(exact, key=lambda n: whole[n] - exact[n])[: total - sum(whole.values())]:
-        whole[name] += 1
-    return whole
-
-
 def norms(weights: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Of parameters by key those of norms: vectors that belong to no layer with a matrix."""
     matrices = {key.rpartition(".")[0] for key, p in weights.items() if p.ndim > 1 and not is_score(key)}
     return {key: p for key, p in weights.items() if p.ndim <= 1 and key.rpartition(".")[0] not in matrices}
-
-
-def layers_of(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    """All convolution and linear layers, each once."""
-    return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-
-
-def kept(layer: nn.Conv2d | nn.Linear) -> int:
-    """Weights that a layer keeps at its present density."""
-    return layer.planned_nnz if isinstance(layer, SparseLayer) else layer.weight.numel()
-
-
-def candidate_density(network: nn.Module) -> dict[str, float]:
-    """Candidate operation -> share of the weights of all of its kind that live, for those that have weights."""
-    counts: dict[str, list[int]] = {}
-    for mixed in network.modules():
-        if isinstance(mixed, MixedOp):
-            for option, candidate in zip(mixed.options, mixed.candidates):
-                for layer in layers_of(candidate):
-                    count = counts.setdefault(str(option), [0, 0])
-                    count[0] += kept(layer)
-                    count[1] += layer.weight.numel()
-    return {option: live / all_of_them for option, (live, all_of_them) in counts.items()}
-
-
-def dead_depthwise(network: nn.Module) -> tuple[int, int]:
-    """Channels of learned depthwise layers whose weights are all masked; and how many such layers have in all."""
-    dead = channels = 0
-    for layer in layers_of(network):
-        if isinstance(layer, SparseLayer) and is_depthwise(layer):
-            channels += layer.weight.shape[0]
-            if layer.density < 1:
-                dead += int((~layer.mask.flatten(1).any(1)).sum())
-    return dead, channels

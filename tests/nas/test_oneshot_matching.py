@@ -164,3 +164,12 @@ def test_a_latency_is_matched_through_its_price() -> None:
         match_latency(space, scaled.architecture, 0.05, price)
     with pytest.raises(ValueError, match="latency_ms"):
         match_latency(space, scaled.architecture, float("nan"), price)
+
+
+@pytest.mark.parametrize(("wanted", "nearest"), [(80, 80), (81, 80), (83, 84)])
+def test_between_two_counts_the_nearer_is_taken(wanted: int, nearest: int) -> None:
+    def one(c: Chooser) -> nn.Module:
+        return c.sparse("layer", nn.Linear(16, 16, bias=False), (1.0, 0.5), ("4x1",))  # blocks: kept by fours
+
+    space = Space(one, "one")
+    assert kept(space, match(space, space.sample(0), kept_weights=wanted)) == nearest

@@ -162,3 +162,10 @@ def test_signs_find_what_the_jacobian_finds(name: str, options: dict, density: f
         assert len(sparse_layers(network)) > 0
         seen += found.dead
     assert seen > 0
+
+
+def test_depth_does_not_overflow() -> None:
+    last = SparseLinear(64, 4, bias=False, density=0.5)
+    last.set_mask((torch.arange(64) < 2).repeat(4, 1))
+    network = nn.Sequential(*(nn.Linear(64, 64) for _ in range(30)), last)  # 64 ** 30 is beyond float32
+    assert dead_channels(network, (64,)).dead == 0

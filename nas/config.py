@@ -26,8 +26,8 @@ from nas.training import TrainConfig
 from nas.typed import typed
 
 METRICS = (
-    "val_accuracy", "val_loss", "latency_ms", "latency_lo_ms", "latency_hi_ms", "params", "nnz", "density", "weight_bytes",
-    "dense_macs", "macs", "energy_mj",
+    "val_accuracy", "val_loss", "latency_ms", "latency_lo_ms", "latency_hi_ms", "params", "nnz", "kept_weights", "density",
+    "weight_bytes", "dense_macs", "macs", "energy_mj",
 )  # fmt: skip
 """What a trial measures: all that can be an objective or be constrained."""
 

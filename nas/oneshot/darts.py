@@ -37,6 +37,9 @@ class Darts(GradientSearch):
     name = "darts"
     Options: ClassVar[type[algorithm.Options]] = DartsOptions
 
+    perturbation = 0.01
+    """Length of the step in weight space by which second derivatives are estimated; the published one."""
+
     def architecture_step(self, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor, at: At) -> None:
         if self.options.order == 1:
             super().architecture_step(x, y, held_x, held_y, at)
@@ -52,8 +55,8 @@ class Darts(GradientSearch):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss at w' = w - xi (mu v + dL_train/dw + lambda w), and its gradient in the mixed architecture parameters.
 
-        dL_val(w')/da - xi (dL_train(w+)/da - dL_train(w-)/da) / 2 e, w+- = w +- e dL_val/dw', e = 0.01 / norm of dL_val/dw'. The
-        weights are as before when it returns, bit for bit.
+        dL_val(w')/da - xi (dL_train(w+)/da - dL_train(w-)/da) / 2 e, w+- = w +- e dL_val/dw', e = `perturbation` / norm of
+        dL_val/dw'. The weights are as before when it returns, bit for bit.
 
         Source: eq. 7 and 8; momentum and weight decay as in the published code.
         """
@@ -80,7 +83,7 @@ class Darts(GradientSearch):
         gradients = torch.autograd.grad(loss, [*alphas, *weights], allow_unused=True)
         direct, by_weight = gradients[: len(alphas)], gradients[len(alphas) :]
         norm = torch.cat([g.flatten() for g in by_weight if g is not None]).norm()
-        epsilon = 0.01 / float(norm) if float(norm) > 0 else 0.0
+        epsilon = self.perturbation / float(norm) if float(norm) > 0 else 0.0
         shifted = []
         for sign in (1.0, -1.0):
             with torch.no_grad():

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from nas.oneshot.supernet import PathGates
 from search_spaces.architecture import Value
 
 if TYPE_CHECKING:
+    from hw_models.predictor import Predictor
     from nas.oneshot.algorithm import Setting
     from nas.oneshot.supernet import Supernet
 
@@ -232,14 +233,14 @@ class Prices:
         self.known |= price(missing)
 
     def _predicted(self, missing: Mapping[str, LoneCandidate]) -> dict[str, float]:
-        from hw_models.predictor import Predictor, choose_kernels
+        from hw_models.choices import choose_kernels
         from ops.plan import lower
 
         model = self.setting.latency
         assert model is not None
         plans = {key: lower(lone.module, lone.example) for key, lone in missing.items()}
-        if isinstance(model, Predictor):
-            plans = {key: choose_kernels(plan, model) for key, plan in plans.items()}
+        if callable(getattr(model, "price", None)):  # it prices single steps, so it can choose kernels
+            plans = {key: choose_kernels(plan, cast("Predictor", model)) for key, plan in plans.items()}
         some = {key: plan for key, plan in plans.items() if plan.ops}
         ms = model.predict_many(list(some.values()))["ms"].tolist() if some else []
         return dict.fromkeys(plans, 0.0) | {key: float(value) for key, value in zip(some, ms)}

@@ -84,6 +84,8 @@ def test_each_phase_moves_what_it_trains_and_nothing_else_moves_by_a_bit(alpha_i
     used = {key for key in everything if "none" not in key}
     for index, name in enumerate(("pretrain", "prune", "finetune")):
         algorithm.begin_phase(index, STEPS)
+        differentiated = {key for key, p in algorithm.supernet.by_key().items() if p.requires_grad}
+        assert differentiated == (scores | of_norms if name == "prune" else everything)
         before, alphas = weights(algorithm), algorithm.alphas.state()
         run_phase(algorithm, index, begin=False)
         changed = moved(before, weights(algorithm))

@@ -86,6 +86,8 @@ class Drive:
         ]
         self.done, self.drawn = 0, 0
         self.reports: list[StepReport] = []
+        if algorithm.compared_rows:
+            algorithm.compare_on([batch(n, 3) for n in range(2)])
 
     def held(self) -> tuple[Tensor, Tensor]:
         self.drawn += 1
@@ -115,11 +117,6 @@ class Drive:
         fresh.begin_phase(at.phase, STEPS)
         fresh.load({name: tensor.detach().clone() for name, tensor in tensors.items()}, json.loads(json.dumps(facts)))
         return other
-
-    def compare(self) -> None:
-        """What the engine does before `found`."""
-        if self.algorithm.compared_rows:
-            self.algorithm.compare_on([batch(n, 3) for n in range(2)])
 
 
 def snapshot(algorithm: Algorithm) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ Candidates are run layer by layer (`Runner`):
 - what depends on the input alone (ReLU, pooling, the batch norm after it, slices) is computed once for all candidates and for all
   mixed operations that read the same state;
 - the weight of a candidate that ends in a batch norm is that batch norm's scale;
-- images are in torch.channels_last, and on the CPU depthwise convolutions have a backward pass of ours
-  (`nas.oneshot.fast_depthwise`).
+- images are in torch.channels_last;
+- on the CPU the backward pass of depthwise convolutions is ours (`nas.oneshot.fast_depthwise`), and so are batch norms, with the
+  ReLU that follows or the sum that they end in (`nas.oneshot.fast_norms`).
 
 A module whose class is not known here is called as it is, with its input as it came. The slow obvious twin is
 `nas.oneshot.mixed.plain_sum`.
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.oneshot.fast_depthwise import depthwise, is_fast
+from nas.oneshot.fast_norms import is_fast as is_fast_norm
+from nas.oneshot.fast_norms import normalised_sum
 from nas.oneshot.mixed import GateBoard, MixedOp
 from ops.candidates import FactorizedReduce, Zero
 from ops.layers import SparseConv2d
@@ -46,11 +49,16 @@ def weighted_sum(mixed: MixedOp, x: Tensor, weights: Tensor, chosen: tuple[int, 
         if isinstance(candidate, Zero):
             continue
         term = runner.run(candidate, runner.x, weights[i]) if is_known(candidate) else candidate(x) * weights[i]
-        total = term if total is None else total + term
+        total = _plus(total, term)
+    total = _plus(total, runner.rest())
     if total is None:  # nothing but "none"
         zero = next(mixed.candidates[i] for i in chosen)
         return cast(Tensor, zero(x)) * weights[chosen[0]]
     return total if runner.x is x else total.contiguous()
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b
 
 
 def laid_out(network: nn.Module, x: Tensor) -> Tensor:
@@ -89,27 +97,68 @@ class Runner:
 
     Attributes:
         x: the input in the memory format that is fastest.
+        common: identities of what others may have computed or may want.
+        ends: terms put off: the norm that is left to be taken, if any; of what; times what.
     """
 
     def __init__(self, board: GateBoard | None, x: Tensor) -> None:
         self.board = board
         self.common = {id(x)}
+        self.ends: list[tuple[nn.BatchNorm2d | None, Tensor, Tensor]] = []
         self.x = self._channels_last(x) if x.ndim == 4 and not x.is_cuda else x
 
-    def run(self, module: nn.Module, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """module(x), times `scale` if there is one."""
-        if _has_hooks(module):
-            return _times(cast(Tensor, module(x)), scale)
-        if _is_chain(module):
-            layers = list(module.children())
-            for layer in layers[:-1]:
-                x = self.run(layer, x)
-            return self.run(layers[-1], x, scale) if layers else _times(x, scale)
-        if isinstance(module, nn.BatchNorm2d):
-            return self._norm(module, x, scale)
-        if isinstance(module, FactorizedReduce):
-            return self._reduce(module, x, scale)
-        return _times(self._layer(module, x), scale)
+    def run(self, module: nn.Module, x: Tensor, scale: Tensor) -> Tensor | None:
+        """module(x) * scale; None if it is to come with `rest`."""
+        layers = _layers(module)
+        while layers:
+            layer, *layers = layers
+            if _has_hooks(layer):
+                x = layer(x)
+            elif isinstance(layer, FactorizedReduce) and _can_be_halved(layer):
+                x, layers = self._halves(layer, x), [layer.norm, *layers]
+            elif isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
+                if id(x) in self.common and not layer.affine:
+                    x = self._once(x, f"norm {layer.eps}", lambda x=x, norm=layer: _normalised(norm, x))  # type: ignore[misc]
+                elif not layers:
+                    return self._last(layer, x, scale)
+                else:
+                    relu = type(layers[0]) is nn.ReLU and not _has_hooks(layers[0]) and is_fast_norm(x)
+                    x = _normalised(layer, x, relu)
+                    layers = layers[1:] if relu else layers
+            else:
+                x = self._layer(layer, x)
+        return self._last(None, x, scale)
+
+    def rest(self) -> Tensor | None:
+        """The sum of the terms that `run` has put off."""
+        total: Tensor | None = None
+        left = self.ends
+        while left:
+            eps = next((norm.eps for norm, *_ in left if norm is not None), 0.0)
+            now = [end for end in left if end[0] is None or end[0].eps == eps]
+            left = [end for end in left if end[0] is not None and end[0].eps != eps]
+            factors = [_factors(norm, x, scale) for norm, x, scale in now]
+            shifts = [shift for _, shift in factors if shift is not None]
+            part = normalised_sum(
+                [x for _, x, _ in now],
+                torch.stack([factor for factor, _ in factors]),
+                torch.stack(shifts).sum(0) if shifts else None,
+                eps=eps,
+                normed=[norm is not None for norm, *_ in now],
+            )
+            total = _plus(total, part)
+        return total
+
+    def _last(self, norm: nn.BatchNorm2d | None, x: Tensor, scale: Tensor) -> Tensor | None:
+        """x, normalised if there is a norm, times `scale`."""
+        if is_fast_norm(x):
+            self.ends.append((norm, x, scale.to(x.dtype)))
+            return None
+        if norm is None:
+            return x * scale
+        scale = scale if x.dtype in (torch.float16, torch.bfloat16) else scale.to(x.dtype)
+        factor, shift = _factors(norm, x, scale)
+        return F.batch_norm(x, None, None, factor, shift, True, 0.0, norm.eps)
 
     def _layer(self, module: nn.Module, x: Tensor) -> Tensor:
         if isinstance(module, nn.Conv2d):
@@ -126,30 +175,14 @@ class Runner:
         x = x.contiguous(memory_format=torch.channels_last)
         return depthwise(x, weight_of(conv), conv.stride[0], conv.dilation[0])
 
-    def _norm(self, norm: nn.BatchNorm2d, x: Tensor, scale: Tensor | None) -> Tensor:
-        if norm.running_mean is not None or (scale is not None and scale.ndim > 0):
-            return _times(cast(Tensor, norm(x)), scale)
-        if id(x) in self.common and not norm.affine:
-            return _times(self._once(x, f"norm {norm.eps}", lambda: cast(Tensor, norm(x))), scale)
-        weight: Tensor | None = norm.weight
-        bias: Tensor | None = norm.bias
-        if scale is not None:
-            scale = scale if x.dtype in (torch.float16, torch.bfloat16) else scale.to(x.dtype)
-            # Not just expanded: torch 2.13 then reads beyond it, and gradients are NaN (test_nasbench201...).
-            weight = scale.expand(x.shape[1]).contiguous() if weight is None else weight * scale
-            bias = None if bias is None else bias * scale
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, norm.eps)
-
-    def _reduce(self, module: FactorizedReduce, x: Tensor, scale: Tensor | None) -> Tensor:
+    def _halves(self, module: FactorizedReduce, x: Tensor) -> Tensor:
+        """All of a factorised reduction but the norm."""
         x = self._layer(module.relu, x)
         parts = []
         for start, conv in enumerate((module.conv0, module.conv1)):
-            if type(conv) not in _CONVOLUTIONS or _has_hooks(conv):
-                parts.append(conv(F.pad(x, (-start, start * module.odd) * 2)))
-                continue
-            quarter = self._once(x, f"quarter {start}", lambda start=start: _quarter(x, start))  # type: ignore[misc]
+            quarter = self._once(x, f"quarter {start}", lambda x=x, start=start: _quarter(x, start))  # type: ignore[misc]
             parts.append(F.conv2d(quarter, weight_of(conv)))
-        return self._norm(module.norm, torch.cat(parts, dim=1), scale)
+        return torch.cat(parts, dim=1)
 
     def _channels_last(self, x: Tensor) -> Tensor:
         if x.is_contiguous(memory_format=torch.channels_last):
@@ -172,8 +205,33 @@ def _quarter(x: Tensor, start: int) -> Tensor:
     return F.pad(part, (0, width, 0, height)) if width or height else part
 
 
-def _times(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale
+def _normalised(norm: nn.BatchNorm2d, x: Tensor, relu: bool = False) -> Tensor:
+    """norm(x), and the ReLU of it where `is_fast_norm`."""
+    if not is_fast_norm(x):
+        return cast(Tensor, norm(x))
+    factor, shift = _factors(norm, x, torch.ones((), dtype=x.dtype, device=x.device))
+    return normalised_sum([x], factor.unsqueeze(0), shift, eps=norm.eps, relu=relu)
+
+
+def _factors(norm: nn.BatchNorm2d | None, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Scale and shift float[channels] of what is multiplied by `scale` float[] after the norm, if there is one."""
+    if norm is not None and norm.weight is not None:
+        return norm.weight * scale, norm.bias * scale
+    # Not merely expanded: torch's batch norm of version 2.13 then reads beyond it on the CPU, and gradients are NaN.
+    return scale.expand(x.shape[1]).contiguous(), None
+
+
+def _can_be_halved(module: FactorizedReduce) -> bool:
+    return all(type(m) in _CONVOLUTIONS and not _has_hooks(m) for m in (module.conv0, module.conv1)) and not _has_hooks(
+        module.relu
+    )
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of a chain of chains, in order; what has hooks is not taken apart."""
+    if not _is_chain(module) or _has_hooks(module):
+        return [module]
+    return [layer for child in module.children() for layer in _layers(child)]
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -192,11 +192,11 @@ class Algorithm(abc.ABC):
 
     @property
     def compared_rows(self) -> int:
-        """How many rows of the architecture's half `found` compares architectures on; 0 if it looks at none."""
+        """How many fixed rows of the architecture's half it compares architectures on; 0 if it looks at none."""
         return 0
 
     def compare_on(self, batches: list[Batch]) -> None:  # noqa: B027 - may do nothing
-        """Called once before `found` if `compared_rows` says so: fixed rows, not augmented, as many as there are up to that."""
+        """Called once, first of all, if `compared_rows` says so: fixed rows, not augmented, as many as there are up to that."""
 
     @abc.abstractmethod
     def found(self) -> list[Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -47,6 +48,7 @@ class PathBudget:
             raise ConfigError(
                 'allocation "global" ranks the weights of one network, but this space also decides widths or depths; use "erk"'
             )
+        self._usual: dict[float, int] = {}
         self._active: dict[int, tuple[Structure, ActiveLayers]] = {}
         self._allocated: OrderedDict[tuple[object, ...], dict[str, float]] = OrderedDict()
 
@@ -79,6 +81,25 @@ class PathBudget:
             if layer.density != wanted or (wanted < 1 and str(layer.pattern) != self.pattern):
                 layer.set_target(wanted, self.pattern)  # type: ignore[operator]
 
+    def set_all(self, values: Mapping[str, Value], density: float) -> None:
+        """Give all layers of a structure their densities, as if every one ran."""
+        structure = self.supernet.structure(values)
+        if structure.parts is None:
+            return
+        key = (id(structure), round(density, 9))
+        if key not in self._allocated:
+            on = list(structure.parts.layers)
+            legal = [path for path in on if self._legal(structure.parts.layers[path])]
+            result = dict.fromkeys(on, 1.0)
+            if density < 1 and legal:
+                result |= self._spread(structure.parts.layers, legal, density)
+            self._allocated[key] = result
+        for path, wanted in self._allocated[key].items():
+            layer = structure.parts.layers[path]
+            layer.gates = None
+            if layer.density != wanted or (wanted < 1 and str(layer.pattern) != self.pattern):
+                layer.set_target(wanted, self.pattern)
+
     def densities(self, genes: Genes, density: float) -> dict[str, float]:
         """Path of a layer that runs and can be sparse -> its density."""
         layers = self.active(genes)
@@ -94,7 +115,7 @@ class PathBudget:
             if self.by_part:
                 result |= self._by_part(layers, legal, density, parts)
             else:
-                result |= self._spread(layers, legal, density)
+                result |= self._spread(layers.layers, legal, density)
         self._allocated[key] = result
         if len(self._allocated) > REMEMBERED:
             self._allocated.popitem(last=False)
@@ -112,8 +133,12 @@ class PathBudget:
 
     def usual_kept(self, density: float) -> int:
         """Mean of what random paths keep at this density: the same for every seed of the search."""
+        if density in self._usual:
+            return self._usual[density]
         generator = torch.Generator().manual_seed(0)
-        return round(sum(self.kept(self.paths.draw({}, generator), density) for _ in range(DRAWN)) / DRAWN)
+        kept = [self.kept(self.paths.draw({}, generator), density) for _ in range(DRAWN)]
+        self._usual[density] = round(sum(kept) / DRAWN)
+        return self._usual[density]
 
     def density_for(self, genes: Genes, kept: int) -> float | None:
         """The density at which the path keeps `kept` weights, as near as it can; None if it cannot keep nearly as many or as few.
@@ -154,12 +179,12 @@ class PathBudget:
 
     # -- inside ---------------------------------------------------------------------------------------------------------
 
-    def _spread(self, layers: ActiveLayers, legal: list[str], density: float) -> dict[str, float]:
+    def _spread(self, layers: Mapping[str, nn.Module], legal: list[str], density: float) -> dict[str, float]:
         if self.allocation == "global":
-            scores = {path: layers.layers[path].score for path in legal}
+            scores = {path: layers[path].score for path in legal}
             patterns = {path: parse_pattern(self.pattern) for path in legal}
             return global_densities(scores, density, patterns)  # type: ignore[arg-type]
-        shapes = {path: tuple(layers.layers[path].weight.shape) for path in legal}  # type: ignore[arg-type]
+        shapes = {path: tuple(layers[path].weight.shape) for path in legal}  # type: ignore[arg-type]
         try:
             return allocate(shapes, density, self.allocation)
         except AllocationError:  # so few weights that the rule has no answer

@@ -1,21 +1,23 @@
 """`dass2`: one search for sparse architectures at every density, with a guard against collapse. Ours.
 
-What it takes over from DASS: the loss that moves the architecture parameters is that of masked weights. What it changes:
+It keeps from DASS that architecture parameters descend the loss of masked weights. What it changes:
 
-- masks are those of the weights' magnitudes and nest; every step draws a density, so one supernet serves all of them, and
-  architecture parameters have a part for each density;
-- density is spread over the layers that run (ERK, or one ranking of all), not equally, so depthwise layers stay alive;
-- every step runs one path, as the found network will: no gap between a mixture and what is made of it, and little memory;
-- paths are drawn uniformly at first, and a share of them always: the parameters move only when all operations were trained alike,
-  so that skip connections gain nothing from being there early;
-- architectures are compared at equal kept weights: what is handed out for a density is the best of many paths, each with the
-  density that gives it the same number of kept weights, by the loss of its masked, inherited weights on the architecture's half.
+- there is one phase of search, not three: after a short dense start every step draws one of the densities, and masks are those of
+  the weights' magnitudes, so they nest, and one supernet serves all densities; architecture parameters have a part for each;
+- density is spread over the layers by ERK (or one ranking of all), not equally, so depthwise layers stay alive;
+- every operation that has a skip connection beside it gets one more on top, which fades out: what a skip gains by easing the
+  training of the supernet is not credited to it (the idea of DARTS-, Chu et al. 2021, arXiv:2009.01027, section 3.2);
+- latency on the sparse kernels, at the density of the step, can be part of the loss of the architecture parameters;
+- architectures are compared at equal kept weights (or equal latency): for every density, candidates drawn from the architecture
+  parameters and at random race against each other with inherited weights (`nas.oneshot.race`), each at the density that gives it
+  the same budget.
 
 Start with `Dass2`.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,15 +29,33 @@ from torch.nn import functional as F
 
 from nas.errors import ConfigError
 from nas.oneshot import algorithm
-from nas.oneshot.algorithm import At, Batch, Found, Setting, StepReport, check_number, check_one_of, check_whole
+from nas.oneshot.algorithm import (
+    At,
+    Batch,
+    Found,
+    Phase,
+    Setting,
+    StepReport,
+    check_number,
+    check_one_of,
+    check_whole,
+)
 from nas.oneshot.alphas import Alphas
-from nas.oneshot.budget import PathBudget
-from nas.oneshot.choices import Choice, OverallChoice, SparsityChoice, ValueChoice
+from nas.oneshot.budget import DRAWN, PathBudget
+from nas.oneshot.choices import Choice, EdgeChoice, OpChoice, OverallChoice, SparsityChoice, ValueChoice
 from nas.oneshot.decode import architecture_of
 from nas.oneshot.gradient import GradientSearch
-from nas.oneshot.mixed import Gates
-from nas.oneshot.paths import Genes, PathSpace, evolve
+from nas.oneshot.mixed import Gate, Gates
+from nas.oneshot.paths import Genes, PathSpace
+from nas.oneshot.pricing import Prices
+from nas.oneshot.race import Leg, Race, Runner, schedule
+from nas.oneshot.supernet import PathGates
+from search_spaces import Architecture
 from search_spaces.architecture import Value
+
+SKIP = "skip_connect"
+REFRESHED = 8
+"""Steps between two looks at the weights' magnitudes."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +64,34 @@ class Dass2Options(algorithm.Options):
 
     Attributes:
         densities: overall fractions kept to search for; default those the space offers below 1.
-        allocation: how a density is spread over the layers that run: "erk", "uniform" or "global" (one ranking).
+        allocation: how a density is spread over the layers: "erk", "uniform" or "global" (one ranking).
         pattern: of the masks; default the first that has these densities.
-        warmup: share of the search in which paths are uniform and the architecture parameters rest.
-        dense: share of the warm-up in which nothing is masked.
-        uniform: share of the paths that is drawn uniformly afterwards.
-        candidates: paths that are compared for each density, in the first round.
-        rounds: further rounds of as many children of the best.
-        selection_rows: rows of the architecture's half that they are compared on.
-        keep: architectures handed out per density.
+        dense: share of the search before anything is masked.
+        warmup: share of the search before the architecture parameters move.
+        skip_guard: weight of the extra skip at the start; it falls to 0 along a line.
+        candidates: that race for each density.
+        race_epochs: of every turn in a race; 0: no race, the most probable architecture is handed out.
+        race_lr, race_weight_decay: of the candidates' AdamW.
+        selection_rows: rows of the architecture's half that candidates are judged on.
+        budget: what candidates have equally much of: "kept" weights, or "latency" on the sparse kernels.
+        latency_weight: w of the loss that moves the architecture parameters, cross-entropy + w log(expected ms); 0 for none.
     """
 
-    lr: float = 0.05
-    weight_decay: float = 5e-4
+    epochs: int = 30
     alpha_lr: float = 3e-3
     densities: tuple[float, ...] = ()
     allocation: str = "erk"
     pattern: str = ""
-    warmup: float = 0.4
-    dense: float = 0.25
-    uniform: float = 0.25
-    candidates: int = 48
-    rounds: int = 3
-    selection_rows: int = 1024
-    keep: int = 1
+    dense: float = 0.3
+    warmup: float = 0.3
+    skip_guard: float = 1.0
+    candidates: int = 8
+    race_epochs: int = 2
+    race_lr: float = 3e-3
+    race_weight_decay: float = 0.01
+    selection_rows: int = 2048
+    budget: str = "kept"
+    latency_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +99,18 @@ class Dass2Options(algorithm.Options):
         for density in self.densities:
             check_number("densities", density, 0.0, 1.0, above=True)
         check_one_of("allocation", self.allocation, ("erk", "uniform", "global"))
-        for name in ("warmup", "dense", "uniform"):
+        check_one_of("budget", self.budget, ("kept", "latency"))
+        for name in ("dense", "warmup"):
             check_number(name, getattr(self, name), 0.0, 1.0 + 1e-9)
-        for name, low in (("candidates", 2), ("rounds", 0), ("selection_rows", 2), ("keep", 1)):
+        for name in ("skip_guard", "latency_weight", "race_weight_decay"):
+            check_number(name, getattr(self, name), 0.0)
+        check_number("race_lr", self.race_lr, 0.0, above=True)
+        for name, low in (("candidates", 1), ("race_epochs", 0), ("selection_rows", 2)):
             check_whole(name, getattr(self, name), low)
 
 
 class Dass2(GradientSearch):
-    """Nested magnitude masks, one path per step, architecture parameters per density, choice at equal kept weights."""
+    """Nested magnitude masks at drawn densities, architecture parameters per density, a race at equal budgets."""
 
     name = "dass2"
     sparse = True
@@ -97,26 +125,46 @@ class Dass2(GradientSearch):
             self.paths.allowed[name] = tuple(
                 i for i, (d, p) in enumerate(choice.targets) if d == 1 or p == self.pattern
             )
-        shared = self.alphas.choices
-        by_density: dict[str, Choice] = {f"{n}@{d:g}": c for d in self.densities for n, c in shared.items()}
-        self.alphas = Alphas({**shared, **by_density}, generator=self.generator, scale=0.0, device=setting.device)
+        self.searched: dict[str, Choice] = self.alphas.choices
+        own: dict[str, Choice] = {f"{n}@{d:g}": c for d in self.densities for n, c in self.searched.items()}
+        self.alphas = Alphas({**self.searched, **own}, generator=self.generator, device=setting.device)
         self.alpha_optimizer = torch.optim.Adam(
             self.alphas.tensors(),
             lr=options.alpha_lr,
             betas=options.alpha_betas,
             weight_decay=options.alpha_weight_decay,
         )
-        self.searched = tuple(shared)
         self.budget = PathBudget(self.supernet, self.paths, options.allocation, self.pattern)
+        self.prices: Prices | None = None
+        if options.budget == "latency" or options.latency_weight:
+            if self.budget.by_part:
+                raise ConfigError(
+                    'searcher "dass2": budget "latency" and latency_weight need a space that decides one density for the whole '
+                    f'network (Chooser.allocate), but "{setting.space.name}" decides it part by part; use budget = "kept"'
+                )
+            self.prices = Prices(setting, self.densities, self.pattern)
         self.chance = random.Random(setting.seed + 1)
         self.now = self.densities[0]
-        self.genes: Genes | None = None
-        self._gradient = False
+        self.guard = options.skip_guard
         self.baselines: dict[str, float] = {}
-        self.selection: list[Batch] = []
+        self.rows: list[Batch] = []
+        self.legs = schedule(options.candidates, options.race_epochs) if options.race_epochs else []
+        self.races: list[Race] = []
+        self.entered: list[dict[str, Genes]] = []
 
     def searches(self, name: str) -> bool:
         return not isinstance(self.supernet.choices[name], OverallChoice)
+
+    def phases(self) -> tuple[Phase, ...]:
+        search = Phase("search", self.options.epochs)
+        return (search, Phase("race", len(self.legs) * len(self.densities))) if self.legs else (search,)
+
+    @property
+    def compared_rows(self) -> int:
+        return int(self.options.selection_rows) if self.legs else 0
+
+    def compare_on(self, batches: list[Batch]) -> None:
+        self.rows = batches
 
     def _densities(self) -> tuple[tuple[float, ...], str]:
         """What to search for, and the pattern of the masks."""
@@ -128,180 +176,270 @@ class Dass2(GradientSearch):
                 for d, p in choice.targets:
                     if d < 1:
                         offered[d] = (*offered.get(d, ()), p)
-        densities = self.options.densities or tuple(sorted(offered, reverse=True))
-        if not densities:
+        densities = self.options.densities or tuple(offered)
+        if not offered:
             raise ConfigError(
                 f'searcher "dass2": space "{self.setting.space.name}" offers no density below 1, so there is nothing sparse to '
                 "search; offer some in [space] densities, or use darts"
             )
         free = [p for fits in offered.values() for p in fits if ":" not in p]
-        pattern = self.options.pattern or (free[0] if free else "unstructured")
-        return tuple(sorted(set(densities), reverse=True)), pattern
+        if not free and not self.options.pattern:
+            raise ConfigError(
+                f'searcher "dass2": space "{self.setting.space.name}" offers only patterns of a fixed density '
+                f"({', '.join(sorted({p for fits in offered.values() for p in fits}))}), but dass2 gives every network a density "
+                'of its own; offer "unstructured" or a block pattern'
+            )
+        return tuple(sorted(set(densities), reverse=True)), self.options.pattern or free[0]
 
-    # -- the step -------------------------------------------------------------------------------------------------------
+    # -- the search -----------------------------------------------------------------------------------------------------
 
     def begin_phase(self, index: int, steps: int) -> None:
         super().begin_phase(index, steps)
         self.budget.refresh_scores()
+        if index == 1:
+            self.entered = [self._entries(density) for density in self.densities]
+            self.races = [
+                Race({key: self._runner(density, genes) for key, genes in entries.items()}, {}, [])
+                for density, entries in zip(self.densities, self.entered)
+            ]
 
     def step(self, x: Tensor, y: Tensor, held: Callable[[], Batch], at: At) -> StepReport:
+        if at.phase == 1:
+            return self._race_step(x, y, at)
         options = self.options
-        warm = at.fraction < options.warmup
-        dense = at.fraction < options.warmup * options.dense
         self.now = self.densities[int(self.chance.random() * len(self.densities))]
-        if at.step % 8 == 0:
+        self.guard = options.skip_guard * (1 - at.fraction)
+        if at.step % REFRESHED == 0:
             self.budget.refresh_scores()
-        if not warm:
-            self._choose(uniform=False, density=self.now)
-            self._architecture_step(*held())
-        uniform = warm or self.chance.random() < options.uniform
-        self._choose(uniform=uniform, density=1.0 if dense else self.now)
+        self.values = self.draw_values()
+        self.follow_structure()
+        self._mask(1.0 if at.fraction < options.dense else self.now)
+        if at.fraction >= options.warmup:
+            self._move_alphas(*held())
         return self.weight_step(x, y, at)
 
-    def _choose(self, *, uniform: bool, density: float) -> None:
-        """Draw a path and put masks of this density on its layers."""
-        probabilities = {} if uniform else self._probabilities(self.now)
-        self.genes = self.paths.draw(probabilities, self.generator)
-        self.values = self.paths.values(self.genes)
-        self.follow_structure()
-        self.budget.set_density(self.genes, density)
+    def _mask(self, density: float) -> None:
+        """Put masks on all layers of the present structure. Parts with densities of their own have mixtures instead."""
+        if not self.budget.by_part:
+            self.budget.set_all(self.values, density)
 
     def _probabilities(self, density: float) -> dict[str, Tensor]:
         """softmax(shared + the density's own) of every choice."""
         return {name: (self.alphas[name] + self.alphas[f"{name}@{density:g}"]).softmax(0) for name in self.searched}
 
-    def _architecture_step(self, x: Tensor, y: Tensor) -> None:
-        """One step of Adam on the architecture parameters of this path and density."""
-        self._gradient = True
-        loss, _ = self.loss(x, y)
+    def gates(self) -> Gates:
+        made: Gates = {}
+        for name, p in self._probabilities(self.now).items():
+            choice = self.searched[name]
+            if isinstance(choice, OpChoice):
+                if self.guard and SKIP in choice.options:
+                    extra = torch.zeros_like(p)
+                    extra[choice.options.index(SKIP)] = self.guard
+                    p = p + extra
+                made[name] = Gate(p)
+            elif isinstance(choice, EdgeChoice):
+                made[name] = Gate(p * choice.keep)
+            elif isinstance(choice, SparsityChoice):
+                made[name] = Gate(p)
+        return made
+
+    def _move_alphas(self, x: Tensor, y: Tensor) -> None:
+        """One step of Adam on the shared parameters and on those of this density."""
+        with self.without_weight_gradients():
+            loss, _ = self.loss(x, y)
+            if self.prices is not None and self.options.latency_weight:
+                mixed = {n: p for n, p in self._probabilities(self.now).items() if self._priced(n)}
+                loss = loss + self.options.latency_weight * self.prices.of(self.values)(mixed, self.now).log()
         tensors = self.alphas.tensors()
         gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
         for alpha, gradient in zip(tensors, gradients):
             alpha.grad = gradient
-        self._score_function(float(loss.detach()))
+        self._move_drawn(float(loss.detach()))
         self.alpha_optimizer.step()
-        self._gradient = False
 
-    def _score_function(self, loss: float) -> None:
-        """Gradients for the choices that cannot be mixed."""
+    def _priced(self, name: str) -> bool:
+        return isinstance(self.searched[name], OpChoice | EdgeChoice)
+
+    def _move_drawn(self, loss: float) -> None:
+        """Gradients for the choices that cannot be mixed, by the score function with a running mean per density."""
         key = f"{self.now:g}"
         baseline = self.baselines.setdefault(key, loss)
         self.baselines[key] = 0.9 * baseline + 0.1 * loss
-        assert self.genes is not None
-        for name in self.searched:
-            if isinstance(self.alphas.choices[name], ValueChoice):
+        for name, choice in self.searched.items():
+            if isinstance(choice, ValueChoice):
                 p = self._probabilities(self.now)[name].detach()
-                chosen = F.one_hot(torch.tensor(self.genes.taken[name][0]), len(p)).to(p)
+                chosen = F.one_hot(torch.tensor(choice.options.index(self.values[name])), len(p)).to(p)
                 for alpha in (self.alphas[name], self.alphas[f"{name}@{key}"]):
                     alpha.grad = (loss - baseline) * (chosen - p)
 
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.genes is not None
-        probabilities = self._probabilities(self.now) if self._gradient else None
-        with self.autocast():
-            return self.supernet(x, self._gates(self.genes, probabilities), self.values)
+    def draw_values(self) -> dict[str, Value]:
+        p = self._probabilities(self.now)
+        return {
+            name: self.drawing.choices(choice.options, p[name].tolist())[0]
+            for name, choice in self.supernet.of_kind(ValueChoice).items()
+        }
 
-    def _gates(self, genes: Genes, probabilities: dict[str, Tensor] | None = None) -> Gates:
-        """Gates of a path; parts have the densities of the budget, but where their own choice is to get a gradient."""
-        gates = self.paths.gates(genes, probabilities)
-        if probabilities is None:
-            return {n: g for n, g in gates.items() if not isinstance(self.paths.choices[n], SparsityChoice)}
-        return gates
+    # -- the race -------------------------------------------------------------------------------------------------------
+
+    def _entries(self, density: float) -> dict[str, Genes]:
+        """Who runs at a density: the most probable path, then paths drawn by probability and uniformly in turn; all on budget."""
+        generator = torch.Generator().manual_seed(self.setting.seed)
+        p = {name: value.detach() for name, value in self._probabilities(density).items()}
+        usual = self._usual(density)
+        entries: dict[str, Genes] = {}
+        genes = self.paths.most_probable(p)
+        for attempt in range(20 * self.options.candidates):
+            key = json.dumps(sorted(self.paths.decisions(genes).items()))
+            if key not in entries and self._density_for(genes, usual) is not None:
+                entries[key] = genes
+                if len(entries) == self.options.candidates:
+                    break
+            genes = self.paths.draw(p if attempt % 2 == 0 else {}, generator)
+        if not entries:
+            raise ConfigError(
+                f'searcher "dass2": no architecture found in {20 * self.options.candidates} draws has what is usual at density '
+                f"{density:g} ({usual:g}, budget {self.options.budget!r}); search for other densities"
+            )
+        return entries
+
+    def _runner(self, density: float, genes: Genes) -> Runner:
+        """The network of a candidate with the supernet's weights."""
+        network = self.supernet.extract(self._architecture(density, genes)).to(self.setting.device)
+        return Runner(network, self.options.race_lr, self.options.race_weight_decay)
+
+    def _race_step(self, x: Tensor, y: Tensor, at: At) -> StepReport:
+        number, turn = divmod(at.epoch, len(self.legs))
+        leg, race = self.legs[turn], self.races[number]
+        if leg.place >= len(race.runners):  # fewer entered than asked for
+            return StepReport(torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device))
+        with self.autocast():
+            report = race.run(leg, x, y, step=at.step, steps=at.steps, lr=self._race_lr(leg))
+        if leg.last and at.step + 1 == at.steps:
+            race.finish(leg, self.rows)
+        return report
+
+    def _race_lr(self, leg: Leg) -> float:
+        """Falls by half with every round."""
+        return float(self.options.race_lr * 0.5**leg.round)
+
+    def _usual(self, density: float) -> float:
+        """What every path gets for a density: the mean over random paths of their kept weights, or of their latency in ms."""
+        if self.options.budget == "kept":
+            return self.budget.usual_kept(density)
+        generator = torch.Generator().manual_seed(0)
+        return sum(self._ms(self.paths.draw({}, generator), density) for _ in range(DRAWN)) / DRAWN
+
+    def _density_for(self, genes: Genes, usual: float) -> float | None:
+        """The density that gives a path as much as the others have; None if there is none."""
+        if self.options.budget == "kept":
+            return self.budget.density_for(genes, int(usual))
+        low, high = 1e-3, 1.0
+        if self._ms(genes, low) > usual:
+            return None
+        for _ in range(20):  # latency rises with density
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._ms(genes, middle) <= usual else (low, middle)
+        return low
+
+    def _ms(self, genes: Genes, density: float) -> float:
+        assert self.prices is not None
+        values = self.paths.values(genes)
+        with torch.no_grad():
+            return float(self.prices.of(values).of_path(PathGates(self.paths.gates(genes), values), density))
 
     # -- results --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Of the most probable path at the lowest density."""
-        before = self.genes, self.values, self.now
+        """Of the supernet at the lowest density; in the race, of the candidate that runs."""
+        for race in self.races:
+            if len(race.losses) < len(race.runners) or race.judged:
+                network = next(iter(race.runners.values())).network
+                network.eval()
+                output = network(x)
+                return cast(Tensor, output[0] if isinstance(output, tuple) else output).float()
+        before = self.now, self.values
         self.now = self.densities[-1]
-        self.genes = self.paths.most_probable(self._probabilities(self.now))
-        self.values = self.paths.values(self.genes)
-        self.budget.set_density(self.genes, self.now)
+        p = self._probabilities(self.now)
+        choices = self.supernet.of_kind(ValueChoice)
+        self.values = {n: c.options[int(p[n].argmax())] for n, c in choices.items()}
+        self._mask(self.now)
         try:
             return self.forward(x).float()
         finally:
-            self.genes, self.values, self.now = before
+            self.now, self.values = before
 
     def log_row(self) -> dict[str, Any]:
         by_density = {f"{d:g}": {n: p.tolist() for n, p in self._probabilities(d).items()} for d in self.densities}
-        return {"alphas": by_density[f"{self.densities[-1]:g}"], "alphas_by_density": by_density}
-
-    @property
-    def compared_rows(self) -> int:
-        return int(self.options.selection_rows)
-
-    def compare_on(self, batches: list[Batch]) -> None:
-        self.selection = batches
+        row: dict[str, Any] = {"alphas": by_density[f"{self.densities[-1]:g}"], "alphas_by_density": by_density}
+        if self.races:
+            row["race_losses"] = {f"{d:g}": list(r.losses.values()) for d, r in zip(self.densities, self.races)}
+        return row
 
     def found(self) -> list[Found]:
-        """For every density the best paths at equal kept weights."""
-        if not self.selection:
-            raise RuntimeError("no rows to compare architectures on: call compare_on first")
-        self.budget.refresh_scores()
+        """The winner of every density's race."""
         result = []
-        for density in self.densities:
-            kept = self.budget.usual_kept(density)
-            ranked = self._ranked(density, kept)
-            for loss, genes in ranked[: self.options.keep]:
-                result.append(self._handed_out(density, kept, loss, genes, len(ranked)))
+        for i, density in enumerate(self.densities):
+            p = {name: value.detach() for name, value in self._probabilities(density).items()}
+            genes = self.paths.most_probable(p)
+            note: dict[str, Any] = {}
+            if self.races:
+                race = self.races[i]
+                genes = self.entered[i][race.winner]
+                note = {"raced": len(race.losses), "race_loss": race.losses.get(race.winner)}
+                note["most_probable_won"] = race.winner == next(iter(self.entered[i]))
+            architecture = self._architecture(density, genes)
+            usual = self._usual(density)
+            own = self._density_for(genes, usual)
+            note |= self.note(architecture, {})
+            note |= {"group": f"{density:g}", "density": density, "own_density": density if own is None else own}
+            note |= {"kept_wanted" if self.options.budget == "kept" else "latency_wanted_ms": usual}
+            result.append(Found(architecture, note))
         return result
 
-    def _ranked(self, density: float, kept: int) -> list[tuple[float, Genes]]:
-        options = self.options
-        generator = torch.Generator().manual_seed(self.setting.seed)
-        chance = random.Random(self.setting.seed)
-        p = {name: value.detach() for name, value in self._probabilities(density).items()}
-        first = [self.paths.most_probable(p)]
-        first += [self.paths.draw(p if i % 2 else {}, generator) for i in range(options.candidates - 1)]
-        return evolve(
-            self.paths, first, lambda genes: self._masked_loss(genes, kept), rounds=options.rounds, chance=chance
-        )
-
-    @torch.no_grad()
-    def _masked_loss(self, genes: Genes, kept: int) -> float:
-        """Loss of a path with `kept` weights, inherited, on the rows of `selection`; infinite where it cannot keep so many."""
-        values = self.paths.values(genes)
-        self.supernet.structure(values)
-        density = self.budget.density_for(genes, kept)
-        if density is None:
-            return float("inf")
-        self.budget.set_density(genes, density)
-        gates = self._gates(genes)
-        total, rows = 0.0, 0
-        for x, y in self.selection:
-            with self.autocast():
-                logits = self.supernet(x, gates, values)
-            total += float(F.cross_entropy(logits.float(), y, reduction="sum"))
-            rows += len(y)
-        return total / rows
-
-    def _handed_out(self, density: float, kept: int, loss: float, genes: Genes, compared: int) -> Found:
-        space = self.setting.space
+    def _architecture(self, density: float, genes: Genes) -> Architecture:
+        """The architecture of a path on the budget of a density; at that density itself where the budget cannot be met."""
+        usual = self._usual(density)
+        own = self._density_for(genes, usual)
         decisions: dict[str, Value] = self.paths.decisions(genes)
-        own = self.budget.density_for(genes, kept) or density
         overall = self.supernet.of_kind(OverallChoice)
         sparsity: dict[str, tuple[float, str, str]] = {}
         for name, choice in overall.items():
             rule = self.options.allocation if self.options.allocation in choice.rules else choice.rules[0]
-            sparsity[name] = (round(own, 6), self.pattern, rule)
+            sparsity[name] = (round(density if own is None else own, 6), self.pattern, rule)
         if not overall:
-            decisions |= self.budget.part_densities(genes, kept)
-        architecture = architecture_of(space, decisions, sparsity)
-        note = self.note(architecture, {})
-        note |= {"group": f"{density:g}", "density": density, "own_density": own, "kept_wanted": kept}
-        note |= {"masked_loss": loss, "compared": compared}
-        return Found(architecture, note)
+            decisions |= self.budget.part_densities(genes, int(usual))
+        return architecture_of(self.setting.space, decisions, sparsity)
 
     # -- state ----------------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, facts = super().state()
         version, numbers, gauss = self.chance.getstate()
-        return tensors, facts | {"chance": [version, list(numbers), gauss], "baselines": self.baselines}
+        facts |= {"chance": [version, list(numbers), gauss], "baselines": self.baselines}
+        facts |= {"prices": {} if self.prices is None else self.prices.known}
+        facts |= {"races": [race.facts() for race in self.races]}
+        for i, race in enumerate(self.races):
+            for k, runner in enumerate(race.runners.values()):
+                tensors |= {f"race{i}/{k}/{name}": t for name, t in runner.state().items()}
+        return tensors, facts
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         super().load(tensors, facts)
         version, numbers, gauss = facts["chance"]
         self.chance.setstate((version, tuple(numbers), gauss))
         self.baselines = dict(cast("dict[str, float]", facts["baselines"]))
+        if self.prices is not None:
+            self.prices.take_over(facts["prices"])
+        if facts["races"]:  # who entered follows from the architecture parameters
+            self.entered = [self._entries(density) for density in self.densities]
+            self.races = [self._restored(i, of, tensors) for i, of in enumerate(facts["races"])]
+
+    def _restored(self, number: int, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Race:
+        runners: dict[str, Runner] = {}
+        for k, key in enumerate(facts["runners"]):
+            runner = self._runner(self.densities[number], self.entered[number][key])
+            prefix = f"race{number}/{k}/"
+            runner.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            runners[key] = runner
+        return Race(runners, dict(facts["losses"]), list(facts["judged"]))

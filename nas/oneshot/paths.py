@@ -6,8 +6,7 @@ changed alone.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,18 +87,6 @@ class PathSpace:
                 for name, c in self.choices.items()
             }
         )
-
-    def mutate(self, genes: Genes, changes: int, chance: random.Random) -> Genes:
-        """Draw `changes` choices anew, uniformly."""
-        taken = dict(genes.taken)
-        open_names = [n for n in taken if len(self.allowed[n]) > self._count(n)]
-        for name in chance.sample(open_names, min(changes, len(open_names))):
-            taken[name] = tuple(sorted(chance.sample(self.allowed[name], self._count(name))))
-        return Genes(taken)
-
-    def cross(self, one: Genes, two: Genes, chance: random.Random) -> Genes:
-        """Each choice from either."""
-        return Genes({name: (one if chance.random() < 0.5 else two).taken[name] for name in one.taken})
 
     def gates(self, genes: Genes, probabilities: Mapping[str, Tensor] | None = None) -> Gates:
         """Gates of the path: with probabilities each counts 1, with the gradient of its probability (straight through)."""
@@ -196,34 +183,3 @@ class ActiveLayers:
             return
         for name, child in module.named_children():
             self._walk(child, f"{path}.{name}".lstrip("."), conditions)
-
-
-def evolve(
-    space: PathSpace,
-    first: list[Genes],
-    loss: Callable[[Genes], float],
-    *,
-    rounds: int,
-    chance: random.Random,
-) -> list[tuple[float, Genes]]:
-    """The paths that were looked at, best first: `first`, then in each round as many children of the best quarter.
-
-    Source: regularized evolution's mutation and uniform crossover on a shared network, as in SPOS, Guo et al. 2020
-    (arXiv:1904.00420), section 3.4.
-    """
-    known: dict[object, tuple[float, Genes]] = {}
-
-    def look(genes: Genes) -> None:
-        if genes.key not in known:
-            known[genes.key] = (loss(genes), genes)
-
-    for genes in first:
-        look(genes)
-    for _ in range(rounds):
-        ranked = sorted(known.values(), key=lambda pair: pair[0])
-        parents = [genes for _, genes in ranked[: max(2, len(first) // 4)]]
-        for i in range(len(first)):
-            parent = chance.choice(parents)
-            child = space.cross(parent, chance.choice(parents), chance) if i % 2 else parent
-            look(space.mutate(child, 1 if i % 2 else 2, chance))
-    return sorted(known.values(), key=lambda pair: pair[0])

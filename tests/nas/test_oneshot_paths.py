@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from functools import cache
 
 import pytest
@@ -13,7 +12,7 @@ from nas.errors import ConfigError
 from nas.oneshot.budget import PathBudget
 from nas.oneshot.choices import EdgeChoice, OpChoice
 from nas.oneshot.decode import architecture_of
-from nas.oneshot.paths import ActiveLayers, Genes, PathSpace, evolve
+from nas.oneshot.paths import ActiveLayers, Genes, PathSpace
 from nas.oneshot.supernet import Supernet
 from ops.candidates import DARTS_PRIMITIVES
 from ops.counting import count
@@ -186,31 +185,6 @@ def test_gates_with_probabilities_count_one_and_carry_their_gradient() -> None:
     one = torch.zeros(8)
     one[index] = 1.0
     torch.testing.assert_close(gradient, p[index] * (one - p))
-
-
-def test_a_mutation_changes_as_many_choices_as_it_says_at_most() -> None:
-    _, paths, _ = made("darts")
-    genes, chance = drawn(paths, 0), random.Random(0)
-    changed = set()
-    for _ in range(50):
-        child = paths.mutate(genes, 2, chance)
-        different = [n for n in genes.taken if genes.taken[n] != child.taken[n]]
-        assert len(different) <= 2
-        changed |= set(different)
-    assert len(changed) > 10
-
-
-def test_evolution_finds_a_needle_that_drawing_does_not() -> None:
-    _, paths, _ = made("darts")
-    goal = drawn(paths, 99)
-
-    def loss(genes: Genes) -> float:
-        return sum(genes.taken[n] != goal.taken[n] for n in goal.taken)
-
-    first = [drawn(paths, seed) for seed in range(24)]
-    ranked = evolve(paths, first, loss, rounds=12, chance=random.Random(0))
-    assert ranked[0][0] < min(loss(genes) for genes in first) - 3
-    assert [pair[0] for pair in ranked] == sorted(pair[0] for pair in ranked)
 
 
 def test_one_ranking_of_all_weights_is_refused_where_weights_are_shared_between_widths() -> None:

@@ -321,7 +321,8 @@ def test_what_there_is_no_code_for_is_left_to_torch(monkeypatch: pytest.MonkeyPa
     assert not is_fast(conv, x)
 
 
-def test_numbers_stay_finite_where_torch_s_batch_norm_reads_beyond_an_expanded_scale() -> None:
+@pytest.mark.usefixtures("doubles")
+def test_numbers_stay_finite_where_torch_s_batch_norm_would_read_beyond_an_expanded_scale() -> None:
     space = get_space("nasbench201", channels=8, cells=1, classes=4, input_shape=(3, 9, 9))
     net = Supernet(space)
     found = everything(net, soft_gates(net), batch(space))

@@ -29,6 +29,7 @@ from nas.errors import EvaluationFailed, NasError, RunError
 from nas.oneshot.algorithm import Algorithm, At, Phase
 from nas.oneshot.checkpoint import Checkpoint, Checkpoints, read_facts, write_bytes, write_json
 from nas.oneshot.halves import Augmentation, Batches, derive, halves
+from nas.oneshot.supernet import Supernet
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -46,7 +47,8 @@ class Result:
 
     Attributes:
         found: per architecture {"architecture" (JSON), "note", "initial" (file in the folder, or None)}.
-        facts: "algorithm", "seed", "options", "epochs" (all phases), "seconds", "peak_memory_bytes", "device".
+        facts: "algorithm", "seed", "options", "choices" (decision -> options, in the order of the log's probabilities), "epochs" (of
+            all phases), "seconds", "peak_memory_bytes", "device".
         log: one row per epoch.
     """
 
@@ -172,8 +174,11 @@ class _Search:
         augmenting = {"augmentation": asdict(augmentation)}
         self.checkpoints = Checkpoints(folder, {**said, **augmenting, **identity})
         self.facts = said
+        self.choices: dict[str, list[Any]] = {}
         if isinstance(supernet := getattr(algorithm, "supernet", None), nn.Module):
             channels_last_(supernet)
+        if isinstance(supernet, Supernet):
+            self.choices = {name: list(choice.options) for name, choice in supernet.choices.items()}
         # Everything below is in the checkpoint.
         self.phase, self.epoch, self.step = 0, 0, 0
         self.drawn = 0
@@ -185,6 +190,9 @@ class _Search:
         self.reported = self.saved = self.since = clock()
 
     def run(self) -> Result:
+        if rows := self.algorithm.compared_rows:
+            count = max(1, min(self.shown.per_round, rows // self.shown.batch))
+            self.algorithm.compare_on([self.shown[number] for number in range(count)])
         self._resume()
         while self.phase < len(self.phases):
             while self.epoch < self.phases[self.phase].epochs:
@@ -327,6 +335,7 @@ class _Search:
                 "seconds": self.seconds,
                 "total_seconds": self.total_seconds,
                 "log": self.log,
+                "choices": self.choices,
                 "algorithm": facts,
             },
         )
@@ -362,9 +371,6 @@ class _Search:
     # -- the end ----------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Result:
-        if rows := self.algorithm.compared_rows:
-            count = max(1, min(self.shown.per_round, rows // self.shown.batch))
-            self.algorithm.compare_on([self.shown[number] for number in range(count)])
         found = []
         for number, one in enumerate(self.algorithm.found()):
             name = None
@@ -374,6 +380,7 @@ class _Search:
                 write_bytes(self.folder / name, save(plain), "the weights that a trial is to start from")
             found.append({"architecture": json.loads(one.architecture.to_json()), "note": one.note, "initial": name})
         facts = self.facts | {
+            "choices": self.choices,
             "epochs": self.epochs,
             "seconds": self.total_seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),

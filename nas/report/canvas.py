@@ -44,6 +44,7 @@ class _Line:
     stroke: str
     fill: str
     width: float
+    opacity: float
 
 
 @dataclass
@@ -91,9 +92,11 @@ class Canvas:
         """A rectangle, its corners rounded by `radius`."""
         self._items.append(_Box(x, y, width, height, radius, fill, stroke, dashed, opacity))
 
-    def line(self, *steps: Step, stroke: str = MUTED, fill: str = "none", width: float = 1.0) -> None:
+    def line(
+        self, *steps: Step, stroke: str = MUTED, fill: str = "none", width: float = 1.0, opacity: float = 1.0
+    ) -> None:
         """A line or an outline made of steps; the first is a move."""
-        self._items.append(_Line(steps, stroke, fill, width))
+        self._items.append(_Line(steps, stroke, fill, width, opacity))
 
     def text(
         self,
@@ -180,6 +183,7 @@ class Canvas:
             elif isinstance(item, _Line):
                 line = PathPatch(_curve(item.steps), edgecolor=item.stroke, facecolor=item.fill, zorder=order)
                 line.set_linewidth(0.75 * item.width)
+                line.set_alpha(item.opacity)
                 axes.add_patch(line)
             elif isinstance(item, _Text):
                 axes.text(
@@ -212,7 +216,8 @@ def _svg(item: _Box | _Line | _Text | _Group | None) -> str:
     if isinstance(item, _Line):
         data = "".join(code + " ".join(f"{value:g}" for value in values) for code, values in item.steps)
         stroke = f' stroke="{item.stroke}" stroke-width="{item.width:g}"' if item.stroke != "none" else ""
-        return f'<path d="{data}" fill="{item.fill}"{stroke}/>'
+        more = f' opacity="{item.opacity:g}"' if item.opacity != 1 else ""
+        return f'<path d="{data}" fill="{item.fill}"{stroke}{more}/>'
     more = f' text-anchor="{item.anchor}"' if item.anchor != "start" else ""
     more += ' font-weight="600"' if item.bold else ""
     more += f' opacity="{item.opacity:g}"' if item.opacity != 1 else ""

@@ -21,6 +21,7 @@ from nas.errors import NasError, RunError
 from nas.frames import ARCH, clean_text, complete
 from nas.objectives import parse_constraints
 from nas.report import plots
+from nas.report.alphas import alphas_section
 from nas.report.comparison import comparison_figure, comparison_sheet
 from nas.report.drawing import draw_network
 from nas.report.graphs import draw_graph, worth_drawing
@@ -88,6 +89,7 @@ class _Report:
             ("front", "Pareto front", self._front()),
             ("searchers", "Searchers side by side", self._searchers()),
             ("oneshot", "One-shot searches and controls", self._oneshot()),
+            ("supernets", "How supernets chose", alphas_section(self.run)),
             ("learning", "Learning curves", self._curves()),
             ("networks", "Networks of the front", self._networks()),
             ("trials", "All trials", self._trials()),

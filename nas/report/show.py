@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def trial_sheet(trial: Any) -> Sheet:
     """The numbers of a trial (`nas.store.Trial`), one per row."""
     rows = [("state", str(trial.state)), ("searcher", f"{trial.searcher}, its proposal {trial.index}")]
     rows.append(("seed, epochs, attempts", f"{trial.seed}, {trial.epochs}, {trial.attempts}"))
+    rows += oneshot_rows(trial)
     if trial.copy_of is not None:
         rows.append(("copy of", f"trial {trial.copy_of}: the same network, not trained again"))
     metrics = trial.metrics
@@ -82,6 +84,33 @@ def trial_sheet(trial: Any) -> Sheet:
         if amount > 0:
             rows.append((f"limit on {label(name)}", f"broken by {amount:.1%} of the limit"))
     return Sheet(f"Trial {trial.trial}", (Column("what"), Column("value")), tuple(rows))
+
+
+def oneshot_rows(trial: Any) -> list[tuple[str, str]]:
+    """Where a trial of a one-shot search, or a control of one, comes from; [] for others."""
+    note: Mapping[str, Any] = trial.sampler or {}
+    if "replicate" not in note:
+        return []
+    replicate = note["replicate"]
+    if "control_of" in note:
+        searched = f"{note['control_of']}-s{replicate}, its architecture {note.get('found_index', '?')}"
+        wanted = f", at {note['kept_wanted']:,} kept weights" if isinstance(note.get("kept_wanted"), int) else ""
+        return [("control of", searched + wanted)]
+    rows = [("found by", f"search {trial.searcher}-s{replicate} of replicate {replicate}, seed {trial.seed}")]
+    known = ("replicate", "genotype", "group", "initial")
+    said = [f"{key} {_plain(value)}" for key, value in note.items() if key not in known and _plain(value)]
+    if said:
+        rows.append(("what the search says", ", ".join(said)))
+    if note.get("genotype"):
+        rows.append(("genotype", str(note["genotype"])))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    """A number or a word; nothing for what has parts."""
+    if isinstance(value, bool) or value is None or isinstance(value, dict | list):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def save_drawing(run: Any, trial: int, path: str | Path) -> Path:

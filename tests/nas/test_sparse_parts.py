@@ -281,3 +281,23 @@ def test_the_little_space_draws_and_builds():
     space = Space(little, "little")
     network = space.build(space.sample(0))
     assert network(torch.randn(2, 1, 6, 6)).shape == (2, 3)
+
+
+def test_scores_are_no_weights_also_where_a_layer_does_not_fit_into_the_shared_one():
+    def crossing(c):
+        a, b = c.choice("a", (2, 6)), c.choice("b", (2, 6))
+        c.op("body", {"one": nn.Identity, "other": nn.Identity})
+        middle = (
+            nn.Sequential() if a == b else nn.Sequential(nn.Linear(a, b))
+        )  # met as 2 to 6 or 6 to 2, never as 6 to 6
+        return c.allocate("sparsity", nn.Sequential(nn.Linear(4, a), middle, nn.Linear(b, 3)), (1.0, 0.5))
+
+    supernet = Supernet(Space(crossing, "crossing"), learned=True)
+    keys = set()
+    for a in (2, 6):
+        for b in (2, 6):
+            structure = supernet.structure({"a": a, "b": b})
+            keys |= {key for path, (key, _) in structure.sources.items() if path.endswith(".score")}
+    assert any(" " in key for key in keys)
+    assert set(supernet.scores()) == keys
+    assert not keys & set(supernet.weights())

@@ -113,7 +113,8 @@ class Chooser:
     def edges(self, name: str, n: int, k: int, make: Callable[[int], nn.Module]) -> list[tuple[int, nn.Module]]:
         """Decide which k of n inputs are read, and make the operation on each: [(input, make(input)), ...], ascending.
 
-        The decision is stored as text such as "0,2". A supernet keeps all n.
+        The decision is stored as text such as "0,2". A supernet keeps all n, as an `OpenEdge` each; calling one that is switched
+        off returns None, which a sum has to leave out.
         """
         return [(j, make(j)) for j in self.subset(name, n, k)]
 

@@ -24,8 +24,8 @@ from search_spaces.skips import is_skip_or_pool
 
 MAX_DECISIONS = 24
 """Decisions drawn before the fold; below it `MAX_FOLDED` more."""
-MAX_FOLDED = 96
-MAX_EPOCHS = 60
+MAX_FOLDED = 48
+MAX_EPOCHS = 40
 MAX_REPLICATES = 6
 SETTLED = 0.9
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from nas.oneshot.mixed import Edge, Gate, Gates
 from nas.oneshot.supernet import Supernet
 from ops.candidates import DARTS_PRIMITIVES
 from search_spaces import Architecture, Space, SpaceError, get_space
+from search_spaces.open_edges import unread
 from tests.nas.supernet_spaces import SPACES, as_numbers, batch, darts, first, nasnet, soft_gates
 
 torch.set_num_threads(1)
@@ -178,6 +180,35 @@ def test_a_hard_choice_with_weights_has_a_gradient_in_every_option(space: Space)
             assert gradient is not None
             assert gradient.shape == (len(choice.options),)
             assert bool((gradient != 0).all()), name
+
+
+def test_a_state_of_a_nasnet_cell_counts_as_far_as_nobody_reads_it() -> None:
+    net = Supernet(nasnet())  # two blocks: states 0 to 3
+    gates = soft_gates(net)
+    kept: dict[str, Any] = {}
+    cell = net.network.cells[-1]
+    cell.nodes.register_forward_hook(lambda _module, _inputs, states: kept.update(states=states))
+    cell.register_forward_hook(lambda _module, _inputs, output: kept.update(output=output))
+    net(batch(net.space), gates)
+    p = {name: gate.weights for name, gate in gates.items() if name.startswith("normal.") and "input" in name}
+    expected = []
+    for j, state in enumerate(kept["states"]):
+        share = torch.ones(())
+        for row in p.values():
+            share = share * (1 - row[j] if j < len(row) else 1)
+        expected.append(state * share)
+    assert float(share) == 1.0  # nobody can read the last one
+    torch.testing.assert_close(kept["output"], torch.cat(expected, dim=1))
+    kept["output"].square().sum().backward()
+    assert all(float(row.grad.abs().min()) > 0 for row in p.values())
+
+
+def test_states_that_are_concatenated_anyhow_count_whole() -> None:
+    net = Supernet(nasnet(concat_normal=(0, 2)))
+    net.board.gates = soft_gates(net)
+    cell = net.network.cells[-1]
+    assert [isinstance(unread(cell.open_edges[j]), Tensor) for j in cell.concat] == [False, True, False, False]
+    assert [unread(cell.open_edges[j]) for j in (0, 2, 3)] == [1.0, 1.0, 1.0]
 
 
 def test_weights_go_from_one_supernet_to_another_by_key() -> None:

@@ -105,10 +105,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the search with a name and a number of epochs."""
+    """A part of the search.
+
+    Attributes:
+        name: for logs.
+        epochs: how many.
+        of_supernet: whether the supernet is trained in it (not single networks, which cost much less).
+    """
 
     name: str
     epochs: int
+    of_supernet: bool = True
 
 
 @dataclass(frozen=True)

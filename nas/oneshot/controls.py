@@ -10,6 +10,7 @@ random architectures of the same space, trained alike, over several seeds.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class FoundTrial:
 
 
 def control_name(searcher: str, kind: str) -> str:
-    """Name under which controls are trials: "<searcher>/random", "<searcher>/dense"."""
+    """Name under which controls are trials: "<searcher>/random", "<searcher>/dense", "<searcher>/<other searcher>"."""
     return f"{searcher}/{kind}"
 
 
@@ -58,7 +59,8 @@ def control_proposals(
     tolerance: float = TOLERANCE,
     message: Callable[[str], None] | None = None,
 ) -> dict[str, list[Proposal]]:
-    """The controls of found architectures: for each, `count` random ones and that of the dense search of its replicate.
+    """The controls of found architectures: for each, `count` random ones, that of the dense search of its replicate, and those
+    that the run's other searches for sparse networks found in that replicate (of several, the one nearest in density).
 
     Every control keeps as many convolution and linear weights as the found one, within `tolerance`, and has its patterns and
     allocation rules where the same decisions are asked. A random architecture that cannot keep so many or so few is drawn
@@ -74,14 +76,14 @@ def control_proposals(
         message: is told what is left out and why; default a warning in the log.
 
     Returns:
-        "<searcher>/random" and "<searcher>/dense" -> proposals, with the seed of the found trial and the sampler
-        {"control_of": searcher, "replicate", "found_index", "kept_wanted"} and "group" where the found one has a density.
+        "<searcher>/random", "<searcher>/dense" and "<searcher>/<other>" -> proposals, with the seed of the found trial and the
+        sampler {"control_of": searcher, "replicate", "found_index", "kept_wanted"} and "group" where the found one has a density.
     """
     say = message or logging.getLogger(__name__).warning
     proposals: dict[str, list[Proposal]] = {}
     for searcher, trials in found.items():
         randoms = proposals.setdefault(control_name(searcher, RANDOM), [])
-        denses = proposals.setdefault(control_name(searcher, DENSE), [])
+        proposals.setdefault(control_name(searcher, DENSE), [])
         by_replicate = {trial.replicate: trial.architecture for trial in reversed(dense.get(searcher, ()))}
         for index, trial in enumerate(trials):
             wanted = kept_by(space, trial)
@@ -101,21 +103,32 @@ def control_proposals(
                     say(f"{who}: no random control: {error}")
                 else:
                     randoms.append(Proposal(architecture, dict(sampler), seed=trial.seed))
-            try:
-                if trial.replicate not in by_replicate:
-                    raise MatchError("the dense search of this replicate found nothing")
-                architecture = match(
-                    space,
-                    by_replicate[trial.replicate],
-                    kept_weights=wanted,
-                    tolerance=tolerance,
-                    like=trial.architecture,
-                )
-            except MatchError as error:
-                say(f"{who}: no control from the dense search: {error}")
-            else:
-                denses.append(Proposal(architecture, dict(sampler), seed=trial.seed))
+            rivals = {other: _nearest(found[other], trial) for other in found if other != searcher}
+            for kind, rival in {DENSE: by_replicate.get(trial.replicate), **rivals}.items():
+                try:
+                    if rival is None:
+                        raise MatchError("it found nothing in this replicate")
+                    architecture = match(
+                        space, rival, kept_weights=wanted, tolerance=tolerance, like=trial.architecture
+                    )
+                except MatchError as error:
+                    say(f"{who}: no control from the {kind} search: {error}")
+                else:
+                    controls = proposals.setdefault(control_name(searcher, kind), [])
+                    controls.append(Proposal(architecture, dict(sampler), seed=trial.seed))
     return proposals
+
+
+def _nearest(trials: Sequence[FoundTrial], like: FoundTrial) -> Architecture | None:
+    """What another search found in the same replicate; of several, the first of the nearest density."""
+    same = [trial for trial in trials if trial.replicate == like.replicate]
+    density = like.note.get("density")
+
+    def distance(trial: FoundTrial) -> float:
+        other = trial.note.get("density")
+        return abs(math.log(other / density)) if other and density else 0.0
+
+    return min(same, key=distance).architecture if same else None
 
 
 def group_of(note: Mapping[str, Any]) -> Any:

@@ -157,7 +157,7 @@ class Dass2(GradientSearch):
 
     def phases(self) -> tuple[Phase, ...]:
         search = Phase("search", self.options.epochs)
-        return (search, Phase("race", len(self.legs) * len(self.densities))) if self.legs else (search,)
+        return (search, Phase("race", len(self.legs) * len(self.densities), False)) if self.legs else (search,)
 
     @property
     def compared_rows(self) -> int:

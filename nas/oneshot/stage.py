@@ -87,8 +87,9 @@ def plan_stage(config: RunConfig, space: Space, data: Data) -> StagePlan | None:
     """The supernets that a run needs; None if no searcher of its is a one-shot one. Builds one supernet of each kind to see that it
     can be built.
 
-    A searcher of sparse networks with `controls` is compared with a dense search of as many epochs: with the run's own `darts` if
-    that is listed, else with one that is trained for the purpose, with the searcher's batch size and whatever options.darts says.
+    A searcher of sparse networks with `controls` is compared with a dense search of as many epochs of the supernet: with the run's
+    own `darts` if that is listed, else with one that is trained for the purpose, with the searcher's batch size and whatever
+    options.darts says.
 
     Raises:
         ConfigError: an option is wrong, or a space has nothing to search.
@@ -101,7 +102,7 @@ def plan_stage(config: RunConfig, space: Space, data: Data) -> StagePlan | None:
     for name in names:
         given = config.search.options.get(name, {})
         algorithm = make_algorithm(name, given, config, data, space, config.run.seed)
-        epochs[name] = sum(phase.epochs for phase in algorithm.phases())
+        epochs[name] = sum(phase.epochs for phase in algorithm.phases() if phase.of_supernet)
         del algorithm
     compared = [name for name in names if ALGORITHMS[name].sparse and chosen[name].controls]
     most = max((chosen[name].seeds for name in compared), default=0)

@@ -71,12 +71,19 @@ def test_controls_keep_as_many_weights_and_train_with_the_same_seed(space: Space
     count = 1 if space is DARTS else 2
     said: list[str] = []
     made = control_proposals(space, found, dense_for(space), seed=5, count=count, tolerance=0.03, message=said.append)
-    assert list(made) == [f"{searcher}/{kind}" for searcher in found for kind in ("random", "dense")]
-    wanted_total = {"random": count, "dense": 1}
+    wanted = {
+        f"{searcher}/{kind}": count if kind == "random" else 1
+        for searcher in found
+        for kind in ("random", "dense", *(other for other in found if other != searcher))
+    }
+    assert set(made) <= set(wanted)
+    for name, each in wanted.items():
+        searcher, _, kind = name.partition("/")
+        why = "no random control" if kind == "random" else f"no control from the {kind} search"
+        left_out = sum(text.startswith(f"{searcher},") and why in text for text in said)
+        assert len(made.get(name, [])) + left_out == each * len(found[searcher])
     for name, proposals in made.items():
         searcher, _, kind = name.partition("/")
-        left_out = sum(searcher in text and ("random" in text) == (kind == "random") for text in said)
-        assert len(proposals) + left_out == wanted_total[kind] * len(found[searcher])
         for proposal in proposals:
             own = found[searcher][proposal.sampler["found_index"]]
             kept = total_kept_weights(space.meta(proposal.architecture))
@@ -146,3 +153,22 @@ def test_random_controls_that_cannot_be_matched_are_drawn_again() -> None:
     (proposal,) = made["dass/random"]
     assert isinstance(proposal, Proposal)
     assert proposal.architecture["depth"] == 2
+
+
+def test_searches_of_one_run_are_controls_of_each_other_at_the_nearest_density() -> None:
+    space = DARTS
+    mine, high, low = (sparse(space, seed, density) for seed, density in ((1, 0.2), (2, 0.4), (3, 0.15)))
+    found = {
+        "dass": [FoundTrial(0, 5, mine, {"density": 0.2})],
+        "dass2": [FoundTrial(0, 5, high, {"density": 0.4}), FoundTrial(0, 5, low, {"density": 0.15})],
+    }
+    made = control_proposals(space, found, {}, seed=0, message=lambda _: None)
+    (against,) = made["dass/dass2"]
+    wanted = kept_by(space, found["dass"][0])
+    cells = {name: value for name, value in low.decisions if not name.startswith("sparsity.")}
+    assert {name: against.architecture[name] for name in cells} == cells
+    assert against.seed == 5
+    assert against.sampler["control_of"] == "dass"
+    kept = total_kept_weights(space.meta(against.architecture))
+    assert abs(kept - wanted) <= 0.02 * wanted
+    assert len(made["dass2/dass"]) == 2

@@ -55,6 +55,9 @@ def test_ties_go_to_the_lower_index() -> None:
     even = given(*[[0.4, 0.3, 0.3]] * 3)
     assert decode(node(), even) == {"inputs": "0,1", "from0": "skip", "from1": "skip"}
     assert largest(torch.tensor([1.0, 3.0, 3.0])) == 1
+    many = node(keep=5, n=500)
+    assert isinstance(many["inputs"], EdgeChoice)
+    assert strongest(many["inputs"], many, given(*[[0.4, 0.3, 0.3]] * 500)) == (0, 1, 2, 3, 4)
 
 
 def test_operations_that_inputs_share_do_not_speak_for_one_of_them() -> None:

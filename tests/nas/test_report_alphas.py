@@ -81,7 +81,10 @@ def test_decidedness_is_0_for_equals_and_1_for_certainty() -> None:
 
 def test_the_most_decided_come_first_and_those_without_options_are_left_out() -> None:
     log = log_of()
-    assert log.decisions() == ["d0", "d1", "d2", "edge"]
+    for row in log.rows:  # logged the other way round
+        row["alphas"] = dict(sorted(row["alphas"].items(), reverse=True)) | {"a": [0.25] * 4}
+    log.choices["a"] = OPTIONS
+    assert log.decisions() == ["d0", "d1", "d2", "edge", "a"]
     assert log.probabilities("edge") == [[0.2, 0.3, 0.5]] * 4
     unknown = SearchLog("a-s0", True, log.rows, {"d1": OPTIONS})
     assert unknown.decisions() == ["d1"]
@@ -164,6 +167,8 @@ def test_layers_add_up_to_the_height_and_what_was_taken_lies_below_in_full_colou
     heights = [[float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path)] for _, path, *_ in titles]
     assert max(heights[0]) - min(heights[-1]) == pytest.approx(44)
     assert heights[0][0] == max(heights[0])  # it begins at the bottom
+    other = draw_probabilities(log_of(2), ["d1"]).svg("x")
+    assert re.findall("<title>d1: (.*?) ", other) == ["conv_3x3", "none", "skip_connect", "max_pool_3x3"]
 
 
 def test_a_panel_names_what_was_taken_or_the_favourite_of_a_decision_that_was_not() -> None:

@@ -229,7 +229,8 @@ def test_a_deep_copy_computes_the_same_and_shares_nothing() -> None:
         space = SPACES[name]()
         net = Supernet(space)
         gates, values = soft_gates(net), net.gates_of(space.sample(0)).values
-        output = net(batch(space), gates, values)  # the copy is made with gates of a pass on the board
+        gates = {name: Gate(gate.weights * 1.0) for name, gate in gates.items() if gate.weights is not None}
+        output = net(batch(space), gates, values)  # gates with a history, which torch cannot copy, are on the board now
         twin = copy.deepcopy(net)
         assert torch.equal(twin(batch(space), gates, values), output)
         with torch.no_grad():

@@ -147,7 +147,7 @@ def _load(arguments: argparse.Namespace) -> Run:
 def _search(arguments: argparse.Namespace) -> None:
     from nas.config import parse_override
     from nas.driver import search
-    from nas.report.comparison import comparison_sheet
+    from nas.report.comparison import comparison_sheets
     from nas.report.sheet import print_sheet
     from nas.report.tables import last_line, pareto_sheet, searcher_sheet
 
@@ -165,8 +165,7 @@ def _search(arguments: argparse.Namespace) -> None:
     print()
     print_sheet(searcher_sheet(run.frame(), run.objectives))
     print()
-    compared = comparison_sheet(run.frame(), run.objectives)
-    if compared is not None:
+    for compared in comparison_sheets(run):
         print_sheet(compared)
         print()
     for what, file in (
@@ -198,15 +197,14 @@ def _config(_: argparse.Namespace) -> None:
 
 
 def _results(arguments: argparse.Namespace) -> None:
-    from nas.report.comparison import comparison_sheet
+    from nas.report.comparison import comparison_sheets
     from nas.report.sheet import print_sheet
     from nas.report.tables import format_frame, results_sheet
 
     run = _load(arguments)
     if arguments.format == "table":
         print_sheet(results_sheet(run.frame(), run.objectives, limit=arguments.limit, title=f"{run.name}: all trials"))
-        compared = comparison_sheet(run.frame(), run.objectives)
-        if compared is not None:
+        for compared in comparison_sheets(run):
             print()
             print_sheet(compared)
     else:

@@ -15,11 +15,14 @@ import pandas as pd
 
 from nas.frames import numbers
 from nas.oneshot.statistics import mean_sd, paired, plus_minus
+from nas.report.node_masks import node_masks_sheet
 from nas.report.sheet import Column, Sheet
 from nas.report.units import MISSING, compact, digits, label, missing, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from nas.run import Run
 
 JUDGED = ("val_accuracy", "test_accuracy")
 COSTS = ("kept_weights", "nnz", "macs", "latency_ms")
@@ -88,6 +91,12 @@ def comparison_frame(frame: pd.DataFrame, objectives: Mapping[str, str] | None =
     columns += [_difference(name, part) for name in JUDGED for part in _DIFFERENCE]
     result = pd.DataFrame(table, columns=columns)
     return result.astype(dict.fromkeys(("group", "searcher", "control_of"), "string"))
+
+
+def comparison_sheets(run: Run) -> list[Sheet]:
+    """All tables by which a run compares replicate by replicate: one-shot searches and their controls, searched node masks."""
+    found = [comparison_sheet(run.frame(), run.objectives), node_masks_sheet(run)]
+    return [sheet for sheet in found if sheet is not None]
 
 
 def comparison_sheet(

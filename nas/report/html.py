@@ -26,6 +26,7 @@ from nas.report.comparison import comparison_figure, comparison_sheet
 from nas.report.drawing import draw_network
 from nas.report.graphs import draw_graph, worth_drawing
 from nas.report.history import outside_budget, searchers
+from nas.report.node_masks import node_masks_sheet
 from nas.report.page import facts, figure, fold, key_values, page, paragraphs, pre
 from nas.report.plans import Operation, read_plan
 from nas.report.sheet import to_html
@@ -151,14 +152,17 @@ class _Report:
         return "".join(parts)
 
     def _oneshot(self) -> str:
+        masks = node_masks_sheet(self.run)
+        of_masks = "" if masks is None else to_html(masks)
         sheet = comparison_sheet(self.frame, self.objectives, title="")
         if sheet is None:
-            return ""
+            return of_masks
         picture = figure(svg_text(comparison_figure(self.frame), "oneshot-kept"))
         note = (
-            "A point per trial: searches are filled, their controls hollow squares (dense search) and crosses (random)."
+            "A point per trial: searches are filled, their controls hollow squares (dense search), triangles (another search) and "
+            "crosses (random)."
         )
-        return to_html(sheet) + picture + f'<p class="note">{note}</p>'
+        return to_html(sheet) + picture + f'<p class="note">{note}</p>' + of_masks
 
     def _curves(self) -> str:
         shown = [int(trial) for trial in self.front["trial"]]

@@ -13,8 +13,7 @@ from nas.report.node_masks import epochs_to, node_masks_comparison, node_masks_f
 from nas.report.sheet import to_text
 from nas.store import Trial
 from search_spaces import Architecture
-
-from .synthetic_run import SyntheticRun
+from tests.nas.synthetic_run import SyntheticRun
 
 ARCHITECTURE = Architecture("mlp", (("depth", 1),), "0" * 16)
 

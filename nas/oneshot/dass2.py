@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -29,20 +28,11 @@ from torch.nn import functional as F
 
 from nas.errors import ConfigError
 from nas.oneshot import algorithm
-from nas.oneshot.algorithm import (
-    At,
-    Batch,
-    Found,
-    Phase,
-    Setting,
-    StepReport,
-    check_number,
-    check_one_of,
-    check_whole,
-)
+from nas.oneshot.algorithm import At, Batch, Found, Phase, Setting, StepReport
 from nas.oneshot.alphas import Alphas
 from nas.oneshot.budget import DRAWN, PathBudget
 from nas.oneshot.choices import Choice, EdgeChoice, OpChoice, OverallChoice, SparsityChoice, ValueChoice
+from nas.oneshot.dass2_options import Dass2Options
 from nas.oneshot.decode import architecture_of
 from nas.oneshot.gradient import GradientSearch
 from nas.oneshot.mixed import Gate, Gates
@@ -56,57 +46,6 @@ from search_spaces.architecture import Value
 SKIP = "skip_connect"
 REFRESHED = 8
 """Steps between two looks at the weights' magnitudes."""
-
-
-@dataclass(frozen=True)
-class Dass2Options(algorithm.Options):
-    """Options of dass2.
-
-    Attributes:
-        densities: overall fractions kept to search for; default those the space offers below 1.
-        allocation: how a density is spread over the layers: "erk", "uniform" or "global" (one ranking).
-        pattern: of the masks; default the first that has these densities.
-        dense: share of the search before anything is masked.
-        warmup: share of the search before the architecture parameters move.
-        skip_guard: weight of the extra skip at the start; it falls to 0 along a line.
-        candidates: that race for each density.
-        race_epochs: of every turn in a race; 0: no race, the most probable architecture is handed out.
-        race_lr, race_weight_decay: of the candidates' AdamW.
-        selection_rows: rows of the architecture's half that candidates are judged on.
-        budget: what candidates have equally much of: "kept" weights, or "latency" on the sparse kernels.
-        latency_weight: w of the loss that moves the architecture parameters, cross-entropy + w log(expected ms); 0 for none.
-    """
-
-    epochs: int = 30
-    alpha_lr: float = 3e-3
-    densities: tuple[float, ...] = ()
-    allocation: str = "erk"
-    pattern: str = ""
-    dense: float = 0.3
-    warmup: float = 0.3
-    skip_guard: float = 1.0
-    candidates: int = 8
-    race_epochs: int = 2
-    race_lr: float = 3e-3
-    race_weight_decay: float = 0.01
-    selection_rows: int = 2048
-    budget: str = "kept"
-    latency_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "densities", tuple(float(d) for d in self.densities))
-        for density in self.densities:
-            check_number("densities", density, 0.0, 1.0, above=True)
-        check_one_of("allocation", self.allocation, ("erk", "uniform", "global"))
-        check_one_of("budget", self.budget, ("kept", "latency"))
-        for name in ("dense", "warmup"):
-            check_number(name, getattr(self, name), 0.0, 1.0 + 1e-9)
-        for name in ("skip_guard", "latency_weight", "race_weight_decay"):
-            check_number(name, getattr(self, name), 0.0)
-        check_number("race_lr", self.race_lr, 0.0, above=True)
-        for name, low in (("candidates", 1), ("race_epochs", 0), ("selection_rows", 2)):
-            check_whole(name, getattr(self, name), low)
 
 
 class Dass2(GradientSearch):
@@ -196,12 +135,6 @@ class Dass2(GradientSearch):
     def begin_phase(self, index: int, steps: int) -> None:
         super().begin_phase(index, steps)
         self.budget.refresh_scores()
-        if index == 1:
-            self.entered = [self._entries(density) for density in self.densities]
-            self.races = [
-                Race({key: self._runner(density, genes) for key, genes in entries.items()}, {}, [])
-                for density, entries in zip(self.densities, self.entered)
-            ]
 
     def step(self, x: Tensor, y: Tensor, held: Callable[[], Batch], at: At) -> StepReport:
         if at.phase == 1:
@@ -281,6 +214,14 @@ class Dass2(GradientSearch):
 
     # -- the race -------------------------------------------------------------------------------------------------------
 
+    def _enter(self) -> None:
+        """Line up the candidates of every density."""
+        self.entered = [self._entries(density) for density in self.densities]
+        self.races = [
+            Race({key: self._runner(density, genes) for key, genes in entries.items()}, {}, [])
+            for density, entries in zip(self.densities, self.entered)
+        ]
+
     def _entries(self, density: float) -> dict[str, Genes]:
         """Who runs at a density: the most probable path, then paths drawn by probability and uniformly in turn; all on budget."""
         generator = torch.Generator().manual_seed(self.setting.seed)
@@ -308,6 +249,8 @@ class Dass2(GradientSearch):
         return Runner(network, self.options.race_lr, self.options.race_weight_decay)
 
     def _race_step(self, x: Tensor, y: Tensor, at: At) -> StepReport:
+        if not self.races:  # not when the phase begins: a checkpoint may be about to bring them
+            self._enter()
         number, turn = divmod(at.epoch, len(self.legs))
         leg, race = self.legs[turn], self.races[number]
         if leg.place >= len(race.runners):  # fewer entered than asked for

@@ -8,7 +8,8 @@ import torch
 from nas.errors import ConfigError
 from nas.oneshot.algorithm import At, Setting
 from nas.oneshot.choices import OpChoice
-from nas.oneshot.dass2 import Dass2, Dass2Options
+from nas.oneshot.dass2 import Dass2
+from nas.oneshot.dass2_options import Dass2Options
 from ops.candidates import DARTS_PRIMITIVES
 from ops.counting import count
 from search_spaces import get_space
@@ -158,6 +159,7 @@ def test_candidates_start_with_the_weights_of_the_supernet() -> None:
     search = small()
     step(search, 0)
     search.begin_phase(1, 2)
+    search._enter()
     genes = next(iter(search.entered[0].values()))
     built = search.supernet.extract(search._architecture(search.densities[0], genes))
     runner = next(iter(search.races[0].runners.values()))

@@ -325,7 +325,6 @@ class GradientSearch(Algorithm):
         for values in facts["met"]:
             self.meet(values)
         self.met = [dict(values) for values in facts["met"]]
-        self.adopt_weights()
         with torch.no_grad():
             for key, parameter in self.supernet.by_key().items():
                 if f"weight/{key}" in tensors:

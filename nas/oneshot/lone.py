@@ -1,7 +1,9 @@
 """Candidates of a supernet as networks of their own, and whole networks, to be priced. Start with `candidate_places`.
 
 They are as in a found network, not as in a supernet: batch norms have statistics, so that they can be folded, pools have none
-behind them, mixed operations see all channels.
+behind them, mixed operations see all channels. Below density 1 a candidate on images stands between two sparse 1x1 convolutions,
+whose time is subtracted: sparse kernels keep a layout of their own, in which pools run too, and it is entered and left at the
+ends only.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ from nas.oneshot.chooser import SupernetChooser, Tagging
 from nas.oneshot.mixed import Edge, Gate, GateBoard, MixedOp
 from nas.oneshot.sparse_parts import SparseParts
 from ops.candidates import Zero
+from ops.layers import SparseConv2d, draw_masks_
 from ops.learned import freeze_masks_, learned_layers
 from search_spaces.architecture import Value
 
 if TYPE_CHECKING:
     from nas.oneshot.algorithm import Setting
+
+
+Shape = tuple[int, ...]
+"""Of one value, batch axis left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +43,15 @@ class LoneCandidate:
         module: in evaluation mode, masks drawn.
         shape: of one input, batch axis left out.
         what: which density and pattern its masks have; "" if it has none.
+        ends: two modules, half of each of which is not the candidate's; () if it stands alone.
+        free: whether it costs nothing: "none" and the identity are not executed.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     what: str = ""
-
-    @property
-    def free(self) -> bool:
-        """Whether it costs nothing: "none" and the identity are not executed."""
-        return isinstance(self.module, Zero | nn.Identity)
+    ends: tuple[LoneCandidate, ...] = ()
+    free: bool = False
 
     @property
     def example(self) -> Tensor:
@@ -67,7 +73,7 @@ class CandidatePlace:
     Attributes:
         decision: name of the op choice.
         edge: name of the edge choice and input that it is on, or None.
-        candidates: name -> density -> module; 1 is there for all, others for those with layers that may be sparse.
+        candidates: name -> density -> module; 1 is there for all, others where time may depend on density.
     """
 
     decision: str
@@ -107,9 +113,9 @@ def candidate_places(
     for module in network.modules():
         if isinstance(module, Edge):
             on |= {id(inner): (module.name, module.j) for inner in module.modules() if isinstance(inner, MixedOp)}
-    ran: list[tuple[MixedOp, tuple[int, ...]]] = []
+    ran: list[tuple[MixedOp, Shape, Shape]] = []
     hooks = [
-        module.register_forward_pre_hook(lambda m, inputs: ran.append((m, tuple(inputs[0].shape[1:]))))
+        module.register_forward_hook(lambda m, x, y: ran.append((m, tuple(x[0].shape[1:]), tuple(y.shape[1:]))))
         for module in network.modules()
         if isinstance(module, MixedOp)
     ]
@@ -117,23 +123,45 @@ def candidate_places(
         network(torch.zeros(1, *setting.input_shape))
     for hook in hooks:
         hook.remove()
-    kinds = {id(module): signature(module) for mixed, _ in ran for module in mixed.candidates}
-    lone: dict[tuple[str, tuple[int, ...]], dict[float, LoneCandidate]] = {}  # of equal ones one is copied
+    kinds = {id(module): signature(module) for mixed, _, _ in ran for module in mixed.candidates}
+    lone: dict[tuple[str, Shape], dict[float, LoneCandidate]] = {}  # of equal ones one is copied
     for density in (1.0, *densities):
         parts.set_all(density, "uniform", pattern)
         what = f"at {density:g} {pattern}" if density < 1 else ""
-        for mixed, shape in ran:
+        for mixed, shape, after in ran:
             for module in mixed.candidates:
                 of = lone.setdefault((kinds[id(module)], shape), {})
+                if density in of:
+                    continue
+                free = isinstance(module, Zero | nn.Identity)
+                alone = density == 1 or len(shape) != 3 or len(after) != 3
                 masked = any(layer.density < 1 for _, layer in learned_layers(module))
-                if density not in of and (density == 1 or masked):
-                    of[density] = LoneCandidate(freeze_masks_(copy.deepcopy(module)), shape, what)
+                if density == 1 or free or (alone and masked):
+                    of[density] = LoneCandidate(freeze_masks_(copy.deepcopy(module)), shape, what, free=free)
+                elif parts.layers and not alone:
+                    of[density] = between(freeze_masks_(copy.deepcopy(module)), shape, after, density, what)
     made = []
-    for mixed, shape in ran:
+    for mixed, shape, _ in ran:
         modules = zip(mixed.options, mixed.candidates)
         candidates = {str(option): lone[kinds[id(module)], shape] for option, module in modules}
         made.append(CandidatePlace(mixed.name, on.get(id(mixed)), candidates))
     return met, made
+
+
+def between(module: nn.Module, before: Shape, after: Shape, density: float, what: str) -> LoneCandidate:
+    """A candidate on images between two sparse convolutions of this density."""
+    generator = torch.Generator().manual_seed(0)
+
+    def convolution(channels: int) -> nn.Module:
+        made = SparseConv2d(channels, channels, 1, bias=False, density=density)
+        draw_masks_(made, generator)
+        return made.eval()
+
+    def pair(shape: Shape) -> LoneCandidate:
+        return LoneCandidate(nn.Sequential(convolution(shape[0]), convolution(shape[0])).eval(), shape, what)
+
+    whole = nn.Sequential(convolution(before[0]), module, convolution(after[0])).eval()
+    return LoneCandidate(whole, before, what, (pair(before), pair(after)))
 
 
 def build_whole(setting: Setting, decisions: Mapping[str, Value], density: float, pattern: str) -> LoneCandidate:

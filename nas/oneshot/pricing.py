@@ -1,6 +1,7 @@
 """What the architectures in a supernet cost: a table of times for every candidate of every choice, and the expectation from them.
 
-Latency is taken to be additive: a network costs what its candidates cost, each alone, and the rest (stem, reductions, classifier).
+Latency is taken to be additive: a network costs what its candidates cost, each by itself, and the rest (stem, reductions,
+classifier).
 A candidate is priced as it is in a found network: batch norms folded, all channels, random masks at the density asked for. The
 rest is what one whole network costs beyond its candidates.
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from hw_models.expected import ExpectedLatency
 from hw_models.latency_grid import LatencyGrid
 from nas.oneshot.choices import Choice, EdgeChoice, OpChoice
+from nas.oneshot.decode import NONE
 from nas.oneshot.lone import CandidatePlace, LoneCandidate, build_whole, candidate_places, decisions_of_first
 from nas.oneshot.supernet import PathGates
 from search_spaces.architecture import Value
@@ -204,11 +206,12 @@ class Prices:
         entries: Mapping[str, Entry],
         grids: Mapping[str, LatencyGrid],
     ) -> LatencyGrid:
-        """What the network of the cheapest candidates, on the first inputs, costs beyond them."""
+        """What the network of the cheapest candidates but "none", on the first inputs, costs beyond them."""
         decisions = decisions_of_first(choices, values)
         for entry in entries.values():
             options = choices[entry.decision].options
-            decisions[entry.decision] = options[int(grids[entry.name].dense_ms.argmin())]
+            some = [i for i, option in enumerate(options) if option != NONE] or [0]  # with "none" others might be dead
+            decisions[entry.decision] = options[min(some, key=lambda i: float(grids[entry.name].dense_ms[i]))]
         wholes = {d: build_whole(self.setting, decisions, d, self.pattern) for d in (1.0, *self.densities)}
         self._learn(wholes.values())
         path = _gates_of(choices, decisions)
@@ -222,11 +225,14 @@ class Prices:
         return LatencyGrid.from_arrays((REST,), self.densities, ms, [beyond(1.0)])
 
     def _ms(self, lone: LoneCandidate) -> float:
-        return 0.0 if lone.free else self.known[lone.key]
+        if lone.free:
+            return 0.0
+        return max(0.0, self.known[lone.key] - sum(self.known[end.key] for end in lone.ends) / 2)
 
     def _learn(self, candidates: Iterable[LoneCandidate]) -> None:
         """Price those that are not known."""
-        missing = {lone.key: lone for lone in candidates if not lone.free and lone.key not in self.known}
+        asked = [one for lone in candidates for one in (lone, *lone.ends) if not lone.free]
+        missing = {lone.key: lone for lone in asked if lone.key not in self.known}
         if not missing:
             return
         price = self._predicted if self.setting.latency is not None else self._measured

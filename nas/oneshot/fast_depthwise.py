@@ -6,6 +6,7 @@ where the window is dilated. The gradient of the weight is ours (`nas.oneshot.fa
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,20 +22,21 @@ def is_fast(conv: nn.Conv2d, x: Tensor) -> bool:
     It does for float32 on the CPU, as many groups as channels on both sides, square windows of 3, 5 or 7 with stride 1 or 2 that
     keep the size; torch's own code for the plain 3x3 is as fast.
     """
-    kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+    if conv.groups == 1 or x.is_cuda or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    window = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    plain = conv.groups == conv.in_channels == conv.out_channels and conv.bias is None and conv.padding_mode == "zeros"
+    return plain and x.device.type == "cpu" and _is_fast_window(*window) and supports(conv.groups, conv.kernel_size[0])
+
+
+@lru_cache(maxsize=1024)
+def _is_fast_window(kernel: Any, stride: Any, padding: Any, dilation: Any) -> bool:
+    side, step, apart = kernel[0], stride[0], dilation[0]
     return (
-        x.device.type == "cpu"
-        and conv.groups == conv.in_channels == conv.out_channels
-        and conv.bias is None
-        and conv.padding_mode == "zeros"
-        and conv.kernel_size == (kernel, kernel)
-        and conv.stride == (stride, stride)
-        and conv.dilation == (dilation, dilation)
-        and conv.padding == (dilation * (kernel // 2),) * 2
-        and stride in (1, 2)
-        and (kernel, dilation) != (3, 1)
-        and supports(conv.in_channels, kernel, x.dtype)
-        and not torch.is_autocast_enabled("cpu")
+        (kernel, stride, dilation) == ((side, side), (step, step), (apart, apart))
+        and padding == (apart * (side // 2),) * 2
+        and step in (1, 2)
+        and (side, apart) != (3, 1)
     )
 
 
@@ -57,8 +59,12 @@ def depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    pad = dilation * (weight.shape[2] // 2)
-    return torch.conv2d(x, weight, None, stride, pad, dilation, x.shape[1])
+    half = weight.shape[2] // 2
+    # Taps that are outside the image wherever the window is are left out: torch is slow where the padding is larger than the image.
+    down, right = (min(half, (size - 1) // dilation) for size in x.shape[2:])
+    if down < half or right < half:
+        weight = weight[:, :, half - down : half + down + 1, half - right : half + right + 1]
+    return torch.conv2d(x, weight, None, stride, (dilation * down, dilation * right), dilation, x.shape[1])
 
 
 def input_gradient(g: Tensor, weight: Tensor, size: tuple[int, int], stride: int, dilation: int) -> Tensor:

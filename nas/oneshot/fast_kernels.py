@@ -19,9 +19,9 @@ TAPS = (3, 5, 7)
 """Window sides there is code for."""
 
 
-def supports(channels: int, kernel: int, dtype: torch.dtype) -> bool:
-    """Whether `weight_gradient` takes such a convolution: float32, and channels that fill vectors or share them evenly."""
-    return dtype == torch.float32 and kernel in TAPS and (channels % LANES == 0 or LANES % channels == 0) and compiles()
+def supports(channels: int, kernel: int) -> bool:
+    """Whether `weight_gradient` takes such a convolution: channels that fill vectors or share them evenly, a window of `TAPS`."""
+    return kernel in TAPS and (channels % LANES == 0 or LANES % channels == 0) and compiles()
 
 
 def weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> Tensor:

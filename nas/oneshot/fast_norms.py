@@ -7,6 +7,7 @@ float64. Start with `normalised_sum`; its twin is `torch.nn.functional.batch_nor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,24 @@ def normalised_sum(
     """
     if relu and len(xs) > 1:
         raise ValueError(f"a ReLU can be taken along with one input only, got {len(xs)}")
-    shift = torch.zeros(xs[0].shape[1]) if shift is None else shift
+    shift = constant(xs[0].shape[1], 0.0) if shift is None else shift
     laid_out = [x.contiguous(memory_format=torch.channels_last) for x in xs]
-    result: Tensor = _NormalisedSum.apply(scale, shift, eps, relu, np.array(normed or [True] * len(xs)), *laid_out)
+    result: Tensor = _NormalisedSum.apply(
+        scale, shift, eps, relu, _all(len(xs)) if normed is None else np.array(normed), *laid_out
+    )
     return result
+
+
+@lru_cache(maxsize=256)
+def constant(channels: int, value: float) -> Tensor:
+    """float32[channels], shared: not to be written to."""
+    with torch.inference_mode(False):
+        return torch.full((channels,), value, dtype=torch.float32)
+
+
+@lru_cache(maxsize=64)
+def _all(count: int) -> Any:
+    return np.ones(count, bool)
 
 
 def _addresses(tensors: Sequence[Tensor | None]) -> Any:

@@ -61,7 +61,7 @@ class GateBoard:
         """Without what belongs to a forward pass: gates carry gradients, which cannot be copied."""
         return GateBoard(fast=self.fast, checkpointing=self.checkpointing)
 
-    def once(self, x: Tensor, key: str, make: Callable[[], Tensor]) -> Tensor:
+    def once(self, x: Tensor, key: object, make: Callable[[], Tensor]) -> Tensor:
         """make(), which depends on x alone; computed once per pass."""
         place = (id(x), x._version, key, torch.is_grad_enabled())
         known = self.memo.get(place)

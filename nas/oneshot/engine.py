@@ -47,7 +47,7 @@ class Result:
 
     Attributes:
         found: per architecture {"architecture" (JSON), "note", "initial" (file in the folder, or None)}.
-        facts: "algorithm", "seed", "options", "choices" (decision -> options, in the order of the log's probabilities), "epochs" (of
+        facts: "algorithm", "seed", "options", "choices" (decision -> options, as the log orders probabilities), "epochs" (of
             all phases), "seconds", "peak_memory_bytes", "device".
         log: one row per epoch.
     """
@@ -211,7 +211,14 @@ class _Search:
         while self.step < self.steps:
             at = At(self.phase, self.epoch, phase.epochs, self.step, self.steps)
             x, y = self.training[before * self.steps + self.step]
-            report = self.algorithm.step(x, y, self._held, at)
+            try:
+                report = self.algorithm.step(x, y, self._held, at)
+            except ValueError as error:
+                self._look()  # what ranks scores or weights finds NaN before the losses are looked at
+                if "NaN" not in str(error):
+                    raise
+                where = f"phase {phase.name}, epoch {self.epoch + 1} of {phase.epochs}, step {self.step + 1} of {self.steps}"
+                raise self._diverged(f"the search diverged in {where}: {error}") from error
             self.losses.append(report.loss)
             self.guesses.append(report.hits)
             self.step += 1

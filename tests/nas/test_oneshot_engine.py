@@ -308,6 +308,36 @@ def test_a_loss_of_nan_names_the_step_and_keeps_the_last_good_checkpoint(space, 
         )
 
 
+@pytest.mark.parametrize("nan_first", [True, False])
+def test_masks_that_cannot_be_ranked_are_a_search_that_diverged(space, data, tmp_path, nan_first):
+    algorithm = make_fake(space, data, **({"nan_at": 3} if nan_first else {}))
+    step, taken = algorithm.step, []
+
+    def ranks(*arguments):
+        taken.append(1)
+        if len(taken) == 5:
+            raise ValueError("2 of 9 scores are NaN")
+        return step(*arguments)
+
+    algorithm.step = ranks
+    expected = (
+        "the loss is nan in phase" if nan_first else r"diverged in phase \w+, epoch 2 of \d, step 2 of 3: 2 of 9 scores"
+    )
+    with pytest.raises(EvaluationFailed, match=expected):
+        train_algorithm(algorithm, data, tmp_path, seed=0)
+
+
+def test_another_value_error_of_an_algorithm_stays_what_it_is(space, data, tmp_path):
+    algorithm = make_fake(space, data)
+
+    def fails(*arguments):
+        raise ValueError("no such candidate")
+
+    algorithm.step = fails
+    with pytest.raises(ValueError, match="no such candidate"):
+        train_algorithm(algorithm, data, tmp_path, seed=0)
+
+
 def test_weights_of_nan_are_never_saved_even_where_the_loss_was_fine(space, data, tmp_path, monkeypatch):
     whole = Fake.step
 

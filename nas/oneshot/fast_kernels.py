@@ -7,6 +7,7 @@ running sums that stay in registers. Start with `weight_gradient`; its twin is t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,9 +42,8 @@ def weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, padding: int
     tall = (rows - 1) * stride + reach + 1
     line = (-(-(columns + reach // stride) * c // LANES) + 1) * LANES  # floats per remainder of a buffer's row
     filled = -(-columns * c // LANES) * LANES  # floats of a row of g, filled up with zeros
-    buffer = torch.zeros(tall * stride * line + LANES)
-    row = torch.zeros(filled)
-    total = torch.zeros(kernel, kernel, max(c, LANES))
+    floats = partial(torch.zeros, dtype=torch.float32)
+    buffer, row, total = floats(tall * stride * line + LANES), floats(filled), floats(kernel, kernel, max(c, LANES))
     _accumulate(
         (x.data_ptr(), g.data_ptr(), buffer.data_ptr(), row.data_ptr(), total.data_ptr()),
         (n, c, height, width, rows, columns),

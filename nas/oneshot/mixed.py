@@ -63,7 +63,8 @@ class GateBoard:
 
     def once(self, x: Tensor, key: object, make: Callable[[], Tensor]) -> Tensor:
         """make(), which depends on x alone; computed once per pass."""
-        place = (id(x), x._version, key, torch.is_grad_enabled())
+        version = 0 if x.is_inference() else x._version  # changed in place, x is another value
+        place = (id(x), version, key, torch.is_grad_enabled())
         known = self.memo.get(place)
         if known is None:
             if len(self.memo) >= self.SHARED:

@@ -29,7 +29,6 @@ from nas.oneshot.choices import (
     ValueChoice,
 )
 from nas.oneshot.chooser import SupernetChooser, Tagging, default_value, parameter_keys
-from nas.oneshot.fast import laid_out
 from nas.oneshot.mixed import Gate, GateBoard, Gates
 from nas.oneshot.shared import SharedWeights, Source
 from search_spaces import Architecture, Space
@@ -164,6 +163,8 @@ class Supernet(nn.Module):
         if structure.parts is not None:
             structure.parts.apply(self.board.gates, self.choices)
         if self.board.fast:
+            from nas.oneshot.fast import laid_out  # not above: it takes Numba, which takes a second
+
             x = laid_out(structure.network, x)
         try:
             if self._shared is None:

@@ -13,6 +13,7 @@ from nas.oneshot import fast
 from nas.oneshot.fast import weighted_sum
 from nas.oneshot.fast_depthwise import depthwise, is_fast
 from nas.oneshot.fast_kernels import supports, weight_gradient
+from nas.oneshot.fast_norms import constant
 from nas.oneshot.mixed import Gate, GateBoard, Gates, MixedOp, PartialMixedOp, plain_sum, shuffle_channels
 from nas.oneshot.supernet import Supernet
 from ops.candidates import DARTS_PRIMITIVES, NASNET_PRIMITIVES, OPERATIONS
@@ -305,6 +306,16 @@ def test_the_gradient_of_a_window_s_weight_is_its_definition() -> None:
                             expected[c, 0, i, j] += (x[:, c, down, right] * g[:, c, y, column]).sum()
     x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
     torch.testing.assert_close(weight_gradient(x, g, 3, 1, 2, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("doubles")
+def test_what_is_made_on_the_way_does_not_depend_on_where_it_was_first_made() -> None:
+    x = torch.randn(2, 16, 5, 5, dtype=torch.float32)
+    net = mixed(DARTS_PRIMITIVES, affine=False).float()
+    constant.cache_clear()
+    with torch.inference_mode():
+        weighted_sum(net, x, torch.ones(7), tuple(range(7)))
+    both(net, x.requires_grad_())
 
 
 def test_what_there_is_no_code_for_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

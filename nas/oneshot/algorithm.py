@@ -68,6 +68,15 @@ class Options:
         for name in ("lr_min", "weight_decay", "grad_clip", "alpha_weight_decay", "checkpoint_s"):
             check_number(name, getattr(self, name), 0.0)
         check_number("momentum", self.momentum, 0.0, 1.0)
+        if self.lr_min > self.lr:
+            raise ConfigError(
+                f"lr_min: expected at most lr = {self.lr:g}, from which the rate falls, got {self.lr_min:g}"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"warmup_epochs: expected fewer than the {self.epochs} epochs of the search, got {self.warmup_epochs}: nothing would "
+                "be searched"
+            )
         betas = tuple(self.alpha_betas)
         if len(betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
             raise ConfigError(f"alpha_betas: expected two numbers in [0, 1), got {self.alpha_betas!r}")

@@ -114,6 +114,10 @@ def control_proposals(
                 except MatchError as error:
                     say(f"{who}: no control from the {kind} search: {error}")
                 else:
+                    if same_but_density(architecture, trial.architecture):
+                        architecture = (
+                            trial.architecture
+                        )  # then it becomes a copy of the found one, and is not trained again
                     controls = proposals.setdefault(control_name(searcher, kind), [])
                     controls.append(Proposal(architecture, dict(sampler), seed=trial.seed))
     return proposals
@@ -129,6 +133,15 @@ def _nearest(trials: Sequence[FoundTrial], like: FoundTrial) -> Architecture | N
         return abs(math.log(other / density)) if other and density else 0.0
 
     return min(same, key=distance).architecture if same else None
+
+
+def same_but_density(one: Architecture, two: Architecture) -> bool:
+    """Whether two architectures take the same decisions, densities left out."""
+
+    def rest(architecture: Architecture) -> dict[str, Any]:
+        return {n: v for n, v in architecture.decisions if n.rpartition(".")[2] != "density"}
+
+    return rest(one) == rest(two)
 
 
 def group_of(note: Mapping[str, Any]) -> Any:

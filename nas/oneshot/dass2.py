@@ -44,6 +44,9 @@ from search_spaces import Architecture
 from search_spaces.architecture import Value
 
 SKIP = "skip_connect"
+TOLERANCE = 0.05
+"""How far from the usual latency a candidate may be."""
+
 REFRESHED = 8
 """Steps between two looks at the weights' magnitudes."""
 
@@ -89,6 +92,7 @@ class Dass2(GradientSearch):
         self.rows: list[Batch] = []
         self.legs = schedule(options.candidates, options.race_epochs) if options.race_epochs else []
         self.races: list[Race] = []
+        self.running: Runner | None = None
         self.entered: list[dict[str, Genes]] = []
 
     def searches(self, name: str) -> bool:
@@ -147,7 +151,7 @@ class Dass2(GradientSearch):
         self.values = self.draw_values()
         self.follow_structure()
         self._mask(1.0 if at.fraction < options.dense else self.now)
-        if at.fraction >= options.warmup:
+        if at.fraction >= options.warmup and at.epoch >= options.warmup_epochs:
             self._move_alphas(*held())
         return self.weight_step(x, y, at)
 
@@ -253,8 +257,10 @@ class Dass2(GradientSearch):
             self._enter()
         number, turn = divmod(at.epoch, len(self.legs))
         leg, race = self.legs[turn], self.races[number]
+        self.running = None
         if leg.place >= len(race.runners):  # fewer entered than asked for
             return StepReport(torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device))
+        self.running = list(race.runners.values())[leg.place]
         with self.autocast():
             report = race.run(leg, x, y, step=at.step, steps=at.steps, lr=self._race_lr(leg))
         if leg.last and at.step + 1 == at.steps:
@@ -282,7 +288,7 @@ class Dass2(GradientSearch):
         for _ in range(20):  # latency rises with density
             middle = (low + high) / 2
             low, high = (middle, high) if self._ms(genes, middle) <= usual else (low, middle)
-        return low
+        return low if abs(self._ms(genes, low) - usual) <= TOLERANCE * usual else None
 
     def _ms(self, genes: Genes, density: float) -> float:
         assert self.prices is not None
@@ -294,13 +300,11 @@ class Dass2(GradientSearch):
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
-        """Of the supernet at the lowest density; in the race, of the candidate that runs."""
-        for race in self.races:
-            if len(race.losses) < len(race.runners) or race.judged:
-                network = next(iter(race.runners.values())).network
-                network.eval()
-                output = network(x)
-                return cast(Tensor, output[0] if isinstance(output, tuple) else output).float()
+        """Of the supernet at the lowest density; in the race, of the candidate that ran last."""
+        if self.running is not None:
+            self.running.network.eval()
+            output = self.running.network(x)
+            return cast(Tensor, output[0] if isinstance(output, tuple) else output).float()
         before = self.now, self.values
         self.now = self.densities[-1]
         p = self._probabilities(self.now)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nas.errors import ConfigError
 from nas.oneshot import algorithm
 from nas.oneshot.algorithm import check_number, check_one_of, check_whole
+from ops.patterns import PatternError, parse_pattern
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Dass2Options(algorithm.Options):
         allocation: how a density is spread over the layers: "erk", "uniform" or "global" (one ranking).
         pattern: of the masks; default the first that has these densities.
         dense: share of the search before anything is masked.
-        warmup: share of the search before the architecture parameters move.
+        warmup: share of the search before the architecture parameters move; the longer of this and `warmup_epochs` counts.
         skip_guard: weight of the extra skip at the start; it falls to 0 along a line.
         candidates: that race for each density.
         race_epochs: of every turn in a race; 0: no race, the most probable architecture is handed out.
@@ -48,6 +50,19 @@ class Dass2Options(algorithm.Options):
         object.__setattr__(self, "densities", tuple(float(d) for d in self.densities))
         for density in self.densities:
             check_number("densities", density, 0.0, 1.0, above=True)
+        names = [f"{density:g}" for density in self.densities]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"densities: expected different ones (to six digits), got {list(self.densities)}")
+        if self.pattern:
+            try:
+                fixed = parse_pattern(self.pattern).fixed_density
+            except PatternError as error:
+                raise ConfigError(f"pattern: {error}") from error
+            if fixed is not None:
+                raise ConfigError(
+                    f'pattern: expected one of free density, because every network gets a density of its own, got "{self.pattern}" '
+                    f"(always {fixed:g})"
+                )
         check_one_of("allocation", self.allocation, ("erk", "uniform", "global"))
         check_one_of("budget", self.budget, ("kept", "latency"))
         for name in ("dense", "warmup"):

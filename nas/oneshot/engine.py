@@ -310,7 +310,7 @@ class _Search:
                 "step": self.step,
                 "steps": self.steps,
                 "done": (before + self.step / self.steps) / self.epochs,
-                "accuracy": self.log[-1]["supernet_accuracy"] if self.log else None,
+                "accuracy": self.log[-1]["supernet_accuracy"] if self.log and phase.of_supernet else None,
             }
         )
 

@@ -50,6 +50,7 @@ class RandomSharedOptions(algorithm.Options):
         super().__post_init__()
         for name, low in (("candidates", 1), ("keep", 1), ("rows", 2)):
             check_whole(name, getattr(self, name), low)
+        check_whole("keep", self.keep, 1, self.candidates)
 
 
 class RandomShared(GradientSearch):

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from nas.config import RunConfig
 from nas.data import Data
-from nas.errors import EvaluationFailed, RunError
+from nas.errors import ConfigError, EvaluationFailed, RunError
 from nas.executors.base import Event, Executor, Job
 from nas.oneshot.algorithm import Options
 from nas.oneshot.algorithms import ALGORITHMS
-from nas.oneshot.checkpoint import write_bytes, write_json
+from nas.oneshot.checkpoint import read_facts, write_bytes, write_json
 from nas.oneshot.engine import RESULT, Result, read_result
 from nas.oneshot.job import job_folder, make_algorithm
 from nas.oneshot.searcher import make_options
@@ -122,6 +122,8 @@ def plan_stage(config: RunConfig, space: Space, data: Data) -> StagePlan | None:
             like = {key: value for key, value in asdict(chosen[name]).items() if key in _SHARED}
             wanted = make_options(DENSE, {**like, **config.search.options.get(DENSE, {}), "epochs": epochs[name]})
             key = json.dumps(_plain(wanted), sort_keys=True)
+            if key not in known:
+                _check_dense(name, _plain(wanted), config, data, space)
             if len(known.get(key, ())) < chosen[name].seeds:
                 folder = f"dense-{name}" if key not in known else known[key][0].name.rpartition("-")[0]
                 known[key] = _replicates(folder, DENSE, wanted, chosen[name].seeds, config.run.seed)
@@ -258,16 +260,28 @@ def _plain(options: Options) -> dict[str, Any]:
     return {key: value for key, value in json.loads(json.dumps(asdict(options))).items() if value is not None}
 
 
+def _check_dense(name: str, wanted: Mapping[str, Any], config: RunConfig, data: Data, space: Space) -> None:
+    """See that a dense search can be made to compare `name` with."""
+    try:
+        make_algorithm(DENSE, wanted, config, data, space, config.run.seed)
+    except ConfigError as error:
+        raise ConfigError(
+            f"options.{name}.controls: the dense search that {name} is to be compared with cannot be made: {error}; "
+            f"with options.{name}.controls = false it runs without"
+        ) from error
+
+
 def _all_failures(failed: Mapping[str, str], folder: Path, total: int) -> EvaluationFailed:
     lines = [
-        f"{name}: {message} (checkpoint, log and {TRACE}: {job_folder(folder, name)})"
+        f"{name}: {message} ({'checkpoint, log and ' if read_facts(job_folder(folder, name)) else ''}{TRACE}: "
+        f"{job_folder(folder, name)})"
         for name, message in sorted(failed.items())
     ]
     return EvaluationFailed(
         f"{len(failed)} of {total} one-shot searches failed; no trial was started, and what the others found is kept:\n  "
         + "\n  ".join(lines)
-        + "\nThe same command tries them again from their checkpoints; with other options, start in another folder (--out), or "
-        "leave the searcher out of [search] searchers there"
+        + "\nThe same command tries them again, from their checkpoints where there are any; with other options, start in another "
+        "folder (--out), or leave the searcher out of [search] searchers there"
     )
 
 

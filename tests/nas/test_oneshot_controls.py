@@ -172,3 +172,12 @@ def test_searches_of_one_run_are_controls_of_each_other_at_the_nearest_density()
     kept = total_kept_weights(space.meta(against.architecture))
     assert abs(kept - wanted) <= 0.02 * wanted
     assert len(made["dass2/dass"]) == 2
+
+
+def test_a_control_that_is_the_found_network_again_becomes_its_copy() -> None:
+    found = sparse(DARTS, 1, 0.2)
+    same = FoundTrial(0, 5, sparse(DARTS, 1, 0.9))
+    made = control_proposals(
+        DARTS, {"dass": [FoundTrial(0, 5, found, {"density": 0.2})]}, {"dass": [same]}, seed=0, message=lambda _: None
+    )
+    assert made["dass/dense"][0].architecture.digest == found.digest

@@ -225,3 +225,28 @@ def test_a_space_of_fixed_densities_only_is_refused() -> None:
 def test_options_out_of_range_are_refused(bad: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Dass2Options(**bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"pattern": "foo"}, "pattern: .*foo"),
+        ({"pattern": "2:4"}, "free density"),
+        ({"densities": [0.2, 0.2000001]}, "different"),
+        ({"warmup_epochs": 30}, "nothing would be searched"),
+        ({"lr_min": 0.5}, "lr_min: expected at most"),
+    ],
+)
+def test_options_that_would_be_found_out_late_or_never_are_refused_at_once(bad: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Dass2Options(**bad)
+
+
+def test_the_log_of_the_race_is_about_the_candidate_that_ran() -> None:
+    search = small()
+    race(search)
+    assert search.running is not None
+    x, _ = batch(1)
+    network = search.running.network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(search.logits(x), network(x))

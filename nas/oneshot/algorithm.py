@@ -74,8 +74,8 @@ class Options:
             )
         if self.warmup_epochs >= self.epochs:
             raise ConfigError(
-                f"warmup_epochs: expected fewer than the {self.epochs} epochs of the search, got {self.warmup_epochs}: nothing would "
-                "be searched"
+                f"warmup_epochs: expected fewer than the {self.epochs} epochs of the search, got {self.warmup_epochs}: nothing "
+                "would be searched"
             )
         betas = tuple(self.alpha_betas)
         if len(betas) != 2 or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):

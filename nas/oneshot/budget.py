@@ -159,8 +159,21 @@ class PathBudget:
                 low = middle
             else:
                 high = middle
-        density = max(high, 1e-6)
-        return density if abs(self.kept(genes, density) - kept) <= 0.02 * kept else None
+        return self._corrected(genes, max(high, 1e-6), kept)
+
+    def _corrected(self, genes: Genes, density: float, kept: int) -> float | None:
+        """A density near this one at which the exact count is right: rules round up in every layer."""
+        best, error = density, self.kept(genes, density) - kept
+        low, high = (0.0, density) if error > 0 else (density, 1.0)
+        for _ in range(16):
+            if abs(error) <= 0.002 * kept:
+                break
+            middle = (low + high) / 2
+            found = self.kept(genes, max(middle, 1e-6)) - kept
+            if abs(found) < abs(error):
+                best, error = max(middle, 1e-6), found
+            low, high = (low, middle) if found > 0 else (middle, high)
+        return best if abs(error) <= 0.02 * kept else None
 
     def part_densities(self, genes: Genes, kept: int) -> dict[str, Value]:
         """Decisions of the parts of a path that keeps `kept` weights."""

@@ -197,3 +197,14 @@ def test_a_budget_no_path_can_meet_has_no_density() -> None:
     genes = drawn(paths, 0)
     assert budget.density_for(genes, 10**9) is None
     assert budget.density_for(genes, 3) is None
+
+
+def test_budgets_of_so_few_weights_that_rounding_up_counts_are_met_too() -> None:
+    _, paths, budget = made("darts")
+    wanted = budget.usual_kept(0.03)
+    met = 0
+    for seed in range(10):
+        genes = drawn(paths, seed)
+        density = budget.density_for(genes, wanted)
+        met += density is not None and abs(budget.kept(genes, density) - wanted) <= 0.02 * wanted
+    assert met >= 5

@@ -206,10 +206,10 @@ def test_modules_that_are_not_known_are_called_as_they_are() -> None:
 def test_hooks_are_called() -> None:
     net, seen = mixed(("sep_conv_3x3", "dil_conv_5x5")), []
     for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.ReLU):
+        if isinstance(module, nn.Conv2d | nn.ReLU | nn.Sequential):
             module.register_forward_hook(lambda _m, _i, y: seen.append(y.shape))
     both(net, torch.randn(2, 16, 6, 6, requires_grad=True))
-    assert len(seen) == 2 * (2 * 3 + 3)
+    assert len(seen) == 2 * (9 + 4)
 
 
 def test_networks_with_modules_of_others_get_their_images_as_they_came() -> None:

@@ -131,7 +131,7 @@ def test_an_interrupted_race_ends_as_an_uninterrupted_one() -> None:
     assert first.winner == whole.winner
 
 
-def test_more_width_wins_at_equal_kept_weights_where_the_task_needs_it() -> None:
+def test_a_candidate_that_cannot_learn_loses() -> None:
     good, bad = network(16, 0.5), network(16, 0.5, seed=1)
     with torch.no_grad():
         bad[0].weight.zero_()

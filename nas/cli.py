@@ -80,8 +80,19 @@ def _parser() -> argparse.ArgumentParser:
         help="override a key, e.g. train.epochs=20; repeatable",
     )
     sub.add_argument("--out", metavar="DIR", help="the run's folder; default runs/<name>")
-    sub.add_argument("--workers", metavar="N", type=int, help="processes that train; 0 trains in this one")
-    sub.add_argument("--executor", metavar="NAME", help="what runs the trials: local (processes) or inline (this one)")
+    sub.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        help="processes that train, 0 trains in this one; on a cluster the most trials at a time, 0 for all there is room for",
+    )
+    sub.add_argument(
+        "--executor",
+        metavar="NAME",
+        help="what runs the trials: local (processes), inline (this one), ray, tune, workers (see nas worker) or nni",
+    )
+    sub.add_argument("--address", metavar="ADDR", help="of the Ray cluster: auto, HOST:6379 or ray://HOST:10001")
+    _storage_argument(sub)
     sub.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
     add("config", _config, "Print every key of a run file with its meaning and default: a run file to start from.")
@@ -138,6 +149,15 @@ def _trial_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trial", metavar="TRIAL", type=int, help="number of the trial, as in nas results")
 
 
+def _storage_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="PostgreSQL server that holds the run in place of run.db, e.g. postgresql+psycopg://user@host/db; default "
+        "NAS_STORAGE; leave the password to ~/.pgpass or PGPASSWORD",
+    )
+
+
 def _load(arguments: argparse.Namespace) -> Run:
     from nas.run import load_run
 
@@ -158,6 +178,8 @@ def _search(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         workers=arguments.workers,
         executor=arguments.executor,
+        address=arguments.address,
+        storage=arguments.storage,
         quiet=arguments.quiet,
     )
     print()

@@ -45,34 +45,65 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class RunSection:
-    """`[run]`: where and on how many processes. workers, executor and trial_timeout_s may differ when a run is continued.
+    """`[run]`: where and on how many processes. All but name, seed and threads may differ when a run is continued.
 
     Attributes:
         name: the folder under runs/; default the config's file name.
         seed: of everything random: data split, proposals, initial weights, masks, training.
-        workers: processes that train trials, at most 1024; 0 trains in the main process.
-        executor: "local" (processes) or "inline" (this process).
+        workers: processes of executor "local" that train trials, at most 1024; 0 trains in the main process.
+        executor: "local" (processes), "inline" (this process), "ray" (tasks of a Ray cluster), "tune" (Ray Tune), "workers" (`nas
+            worker` processes anywhere that take trials from the run's PostgreSQL database), "nni" (an NNI experiment).
+        address: of the Ray cluster: "auto" (the one this machine belongs to), "HOST:6379", "ray://HOST:10001"; "" starts one on
+            this machine and ends it with the search.
+        max_concurrent: trials at a time on a cluster; 0 for as many as there is room for.
+        cpus_per_trial: CPUs that a trial occupies on a cluster.
+        gpus_per_trial: GPUs that a trial occupies on a cluster; 0.25 puts four on one.
         trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit. Needs at least one worker.
         threads: CPU threads of each worker, at most 1024.
+        checkpoint_s: seconds between two checkpoints of a training, written at the ends of epochs: what is lost at most when a
+            process dies.
+        keep_weights: "all" keeps the trained weights of every trial; "front" only of those on the front and of one-shot searches.
+        tensorboard: write learning curves for TensorBoard to RUN/tensorboard, too.
     """
 
     name: str = ""
     seed: int = 0
     workers: int = 1
     executor: str = "local"
+    address: str = ""
+    max_concurrent: int = 0
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float = 0.0
     trial_timeout_s: float = 0.0
     threads: int = 1
+    checkpoint_s: float = 60.0
+    keep_weights: Literal["all", "front"] = "all"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**31, f"seed: expected 0 <= seed < 2**31, got {self.seed}")
         _require(0 <= self.workers <= MAX_PROCESSES, f"workers: expected 0 to {MAX_PROCESSES}, got {self.workers}")
         _require(1 <= self.threads <= MAX_PROCESSES, f"threads: expected 1 to {MAX_PROCESSES}, got {self.threads}")
         _require(
+            0 <= self.max_concurrent <= MAX_TRIALS,
+            f"max_concurrent: expected 0 (as many as there is room for) to {MAX_TRIALS}, got {self.max_concurrent}",
+        )
+        for name, value, least in (
+            ("cpus_per_trial", self.cpus_per_trial, "0"),
+            ("gpus_per_trial", self.gpus_per_trial, "0"),
+            ("checkpoint_s", self.checkpoint_s, "0"),
+        ):
+            _require(0 <= value < math.inf, f"{name}: expected a finite number >= {least}, got {value}")
+        _require(
+            self.cpus_per_trial > 0 or self.gpus_per_trial > 0,
+            "cpus_per_trial: expected a number above 0 where gpus_per_trial is 0: a trial must occupy something",
+        )
+        _require(
             0 <= self.trial_timeout_s < math.inf,
             f"trial_timeout_s: expected a finite number of seconds >= 0 (0 for no limit), got {self.trial_timeout_s}",
         )
         _require(
-            self.workers > 0 or self.trial_timeout_s == 0,
+            self.workers > 0 or self.executor != "local" or self.trial_timeout_s == 0,
             f"trial_timeout_s: a limit of {self.trial_timeout_s:g} s cannot be enforced without worker processes "
             "(workers = 0); set workers to 1 or more, or trial_timeout_s to 0",
         )
@@ -157,6 +188,32 @@ class SearchSection:
 
 
 @dataclass(frozen=True)
+class StoppingSection:
+    """`[stopping]`: which trainings end early. Judged by val_accuracy at equal epochs, never by a cost; see `nas.stopping`.
+
+    Attributes:
+        rule: "none"; "asha" (of the trainings that reached a rung, the best 1/reduction go on); "median" (a training below the
+            median of the others at its epoch ends); "pbt" (none ends, the worst go on with the training settings of the best).
+        min_epochs: epochs before anything is judged. Masks have their final density by then, whatever the sparsity method.
+        reduction: of asha: rungs at min_epochs x reduction^k epochs.
+        interval: of median and pbt: epochs between two judgements.
+        startup: results at a rung before any training there is stopped or changed.
+    """
+
+    rule: Literal["none", "asha", "median", "pbt"] = "none"
+    min_epochs: int = 1
+    reduction: float = 3.0
+    interval: int = 1
+    startup: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.min_epochs >= 1, f"min_epochs: expected >= 1, got {self.min_epochs}")
+        _require(1 < self.reduction <= 1000, f"reduction: expected above 1, at most 1000, got {self.reduction}")
+        _require(self.interval >= 1, f"interval: expected >= 1, got {self.interval}")
+        _require(self.startup >= 1, f"startup: expected >= 1, got {self.startup}")
+
+
+@dataclass(frozen=True)
 class LatencySection:
     """`[latency]`: how the latency of a candidate on this CPU is found.
 
@@ -208,6 +265,7 @@ class RunConfig:
     objectives: dict[str, str] = field(default_factory=lambda: {"val_accuracy": "max", "latency_ms": "min"})
     constraints: dict[str, str] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stopping: StoppingSection = field(default_factory=StoppingSection)
     latency: LatencySection = field(default_factory=LatencySection)
     final: FinalSection = field(default_factory=FinalSection)
 
@@ -221,6 +279,11 @@ class RunConfig:
             self.train.method != "fixed",
             '[train] method: "fixed" is for masks that a search has found; expected static, gradual, rigl or hydra',
         )
+        _require(
+            self.stopping.rule == "none" or self.stopping.min_epochs < self.train.epochs,
+            f"[stopping] min_epochs: expected less than train.epochs = {self.train.epochs}, got {self.stopping.min_epochs}: "
+            "nothing could ever be stopped",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists, as they would stand in the TOML file."""
@@ -231,7 +294,21 @@ class RunConfig:
         return tomli_w.dumps(self.as_dict())
 
 
-CHANGEABLE = frozenset({"run.workers", "run.executor", "run.trial_timeout_s"})
+CHANGEABLE = frozenset(
+    f"run.{key}"
+    for key in (
+        "workers",
+        "executor",
+        "address",
+        "max_concurrent",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "trial_timeout_s",
+        "checkpoint_s",
+        "keep_weights",
+        "tensorboard",
+    )
+)
 """Keys that may differ when a run is continued: they say where it runs, not what it computes."""
 
 

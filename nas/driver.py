@@ -6,6 +6,7 @@ Start the same command again and it goes on where it stopped; a finished run say
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from nas.artifacts import clean_scratch
 from nas.config import RunConfig, load_config
 from nas.data import Data, from_datasets
 from nas.errors import ConfigError, NasError, unknown_name
-from nas.evaluate import TrialEvaluator, make_data, make_space
-from nas.executors import EXECUTORS, InlineExecutor
-from nas.executors.base import Executor
+from nas.evaluate import TrialEvaluator
+from nas.executors import CLUSTER, EXECUTORS, InlineExecutor, make_executor
+from nas.executors.base import Executor, Placement
+from nas.executors.travel import run_id
 from nas.export import ExportError
 from nas.finish import export_trial, test_front, winner
 from nas.folder import make_folder, open_run
@@ -38,6 +40,7 @@ from nas.report.progress import SearchProgress
 from nas.run import GIVEN, Run, load_run
 from nas.searchers import SEARCHERS, Proposal, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
+from nas.setup import make_data, make_space
 from nas.store import Store
 from nas.training.trainer import check_training
 from nas.verify import verify_front
@@ -66,6 +69,8 @@ def search(
     out: str | Path | None = None,
     workers: int | None = None,
     executor: str | None = None,
+    address: str | None = None,
+    storage: str | None = None,
     space: Callable[..., nn.Module] | Space | None = None,
     data: DataLike | None = None,
     quiet: bool = False,
@@ -76,8 +81,11 @@ def search(
         config: a TOML file, or the same as nested dicts; default: all defaults.
         overrides: dotted keys, e.g. {"train.epochs": 20}.
         out: the run's folder; default runs/<name>.
-        workers: processes; overrides run.workers.
+        workers: overrides run.workers, or run.max_concurrent where the executor is one of a cluster.
         executor: overrides run.executor.
+        address: overrides run.address.
+        storage: URL of a PostgreSQL server in place of the file run.db, e.g. "postgresql+psycopg://user@host/name"; default the
+            environment variable NAS_STORAGE. The password is best left to ~/.pgpass or PGPASSWORD.
         space: your own space function (or Space) in place of the config's. It then runs in this process, as objects do not
             travel to workers; name it "module:function" in the config to use several.
         data: (train, val, test) torch datasets, or a `Data`, in place of the config's; also in this process only.
@@ -91,21 +99,25 @@ def search(
         RunError: the folder holds another run, is in use, or cannot be written.
     """
     settings = dict(overrides or {})
-    if workers is not None:
-        settings["run.workers"] = workers
     if executor is not None:
         settings["run.executor"] = executor
+    if address is not None:
+        settings["run.address"] = address
     if data is not None:
         settings["data.name"] = "(given as objects)"
     config_path = Path(config) if isinstance(config, str | Path) else None
     checked = load_config(config if config is not None else {}, settings)
+    if workers is not None:
+        settings["run.max_concurrent" if checked.run.executor in CLUSTER else "run.workers"] = workers
+        checked = load_config(config if config is not None else {}, settings)
     if space is not None:  # in place of the config's space and its options
         options = {key.removeprefix("space."): value for key, value in settings.items() if key.startswith("space.")}
         name = space.name if isinstance(space, Space) else space.__qualname__
         checked = replace(checked, space={**options, "name": f"{GIVEN} {name}"})
     folder = Path(out) if out is not None else Path("runs") / checked.run.name
     try:
-        return _Search(checked, folder, config_path, space, data, quiet).run()
+        where = os.environ.get("NAS_STORAGE", "") if storage is None else storage
+        return _Search(checked, folder, config_path, space, data, quiet, where).run()
     except SpaceError as error:
         raise ConfigError(f"[space] {error}") from error
 
@@ -121,6 +133,7 @@ class _Search:
         space: Callable[..., nn.Module] | Space | None,
         data: DataLike | None,
         quiet: bool,
+        storage: str,
     ) -> None:
         _check_names(config)
         self.config = config
@@ -133,6 +146,7 @@ class _Search:
                 "name them in the config, or set it to 0"
             )
         self.quiet = quiet
+        self.storage = storage
         self.data: Data = (
             make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
         )
@@ -181,7 +195,7 @@ class _Search:
                 progress.expect(totals)
                 if any(len(store.trials(name)) < total or _unfinished(store, name) for name, total in totals.items()):
                     threads_before = torch.get_num_threads()
-                    executor = self._executor()
+                    executor = self._executor(progress)
                     try:
                         loop = SearchLoop(
                             store,
@@ -231,26 +245,44 @@ class _Search:
     def _trainers(self, jobs: int, progress: SearchProgress) -> Executor:
         """What trains so many supernets. No time-out: that of trials is not for them."""
         run = self.config.run
-        if self.objects or run.workers == 0:
+        if self._in_this_process():
             torch.set_num_threads(run.threads)
             train = SupernetTrainer(self.config, self.folder, self.data, self.space)
             return InlineExecutor(
                 lambda payload, _: train(payload, lambda info: progress.stage_progress(payload["job"], info))
             )
-        workers = min(run.workers, jobs)
-        return EXECUTORS[run.executor]("nas.oneshot.job:setup", self._setup(), workers=workers, threads=run.threads)
+        placement = self._placement(progress)
+        most = placement.workers or jobs
+        return make_executor(
+            run.executor,
+            "nas.oneshot.job:setup",
+            self._setup(),
+            replace(placement, workers=min(most, jobs), timeout_s=None),
+        )
 
-    def _executor(self) -> Executor:
+    def _executor(self, progress: SearchProgress) -> Executor:
         run = self.config.run
-        if self.objects or run.workers == 0:
+        if self._in_this_process():
             torch.set_num_threads(run.threads)
             return InlineExecutor(TrialEvaluator(self.config, self.folder, self.data, self.space))
-        return EXECUTORS[run.executor](
-            "nas.evaluate:setup",
-            self._setup(),
-            workers=run.workers,
+        return make_executor(run.executor, "nas.evaluate:setup", self._setup(), self._placement(progress))
+
+    def _in_this_process(self) -> bool:
+        return self.objects or (self.config.run.executor == "local" and self.config.run.workers == 0)
+
+    def _placement(self, progress: SearchProgress) -> Placement:
+        run = self.config.run
+        return Placement(
+            workers=run.max_concurrent if run.executor in CLUSTER else run.workers,
             threads=run.threads,
             timeout_s=run.trial_timeout_s or None,
+            cpus=run.cpus_per_trial,
+            gpus=run.gpus_per_trial,
+            address=run.address,
+            folder=self.folder.resolve(),
+            storage=self.storage,
+            run=run.name,
+            message=progress.message,
         )
 
     def _setup(self) -> dict[str, str]:
@@ -258,7 +290,8 @@ class _Search:
         return {
             "config": json.dumps(self.config.as_dict()),
             "name": self.config.run.name,
-            "folder": str(self.folder),
+            "folder": str(self.folder.resolve()),
+            "run_id": run_id(self.folder),
             "space_folder": str(self.config_folder),
         }
 

@@ -7,7 +7,6 @@ touches the run's database: it returns what was found and the driver records it.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -18,16 +17,16 @@ import torch
 from torch import nn
 
 from nas.artifacts import load_initial, write_artifacts
-from nas.config import RunConfig, load_config
-from nas.data import Data, load_data
-from nas.errors import ConfigError
+from nas.config import RunConfig
+from nas.data import Data
 from nas.latency import Pricer, constraints_of, make_pricer
 from nas.objectives import feasible, violations
+from nas.setup import prepare
 from nas.training import train
 from ops.counting import count
 from ops.dead import dead_channels
 from ops.layers import draw_masks_
-from search_spaces import Architecture, Space, SpaceError, get_space
+from search_spaces import Architecture, Space
 from search_spaces.skips import skip_pool_share
 
 Report = Callable[[dict[str, Any]], None]
@@ -135,57 +134,7 @@ def _collapse(
     return found
 
 
-def make_data(config: RunConfig) -> Data:
-    """Load the run's data set.
-
-    Raises:
-        DataError: it cannot be had; says why and what to do.
-    """
-    section = config.data
-    return load_data(
-        section.name,
-        validation=section.validation,
-        seed=config.run.seed,
-        path=section.path or None,
-        image_size=section.image_size or None,
-        limit=section.limit or None,
-        label=section.label or None,
-        test=section.test or None,
-    )
-
-
-def make_space(
-    config: RunConfig,
-    input_shape: tuple[int, ...],
-    classes: int,
-    folder: Path | None,
-    *,
-    function: Callable[..., nn.Module] | None = None,
-) -> Space:
-    """The run's space, fitted to the data; `function` stands in for the one the config names.
-
-    Raises:
-        ConfigError: unknown space or option, or a space that cannot take such data.
-    """
-    options = {key: value for key, value in config.space.items() if key != "name"}
-    for name in ("input_shape", "classes"):
-        if name in options:
-            raise ConfigError(f"[space] {name}: comes from the data; leave it out")
-    try:
-        named = config.space["name"] if function is None else function
-        return get_space(named, input_shape=input_shape, classes=classes, folder=folder, **options)
-    except SpaceError as error:
-        raise ConfigError(f"[space] {error}") from error
-    except TypeError as error:
-        raise ConfigError(
-            f"[space] {config.space['name']}: {error}; check the types of its options {options}"
-        ) from error
-
-
 def setup(plain: Mapping[str, Any]) -> TrialEvaluator:
-    """Make the evaluator of a worker process from `plain` = {"config", "folder", "space_folder"}, all text."""
-    config = load_config(json.loads(plain["config"]), name=plain["name"])
-    data = make_data(config)
-    space_folder = Path(plain["space_folder"]) if plain["space_folder"] else None
-    space = make_space(config, data.input_shape, data.classes, space_folder)
-    return TrialEvaluator(config, Path(plain["folder"]), data, space)
+    """Make the evaluator of a worker process from what `nas.setup.prepare` takes."""
+    config, folder, data, space = prepare(plain)
+    return TrialEvaluator(config, folder, data, space)

@@ -18,10 +18,10 @@ from torch import nn
 from nas.artifacts import load_weights, read_plan
 from nas.config import RunConfig, load_config
 from nas.errors import RunError
-from nas.evaluate import make_space
 from nas.folder import space_copy
 from nas.frames import complete, front_rows, trials_frame
 from nas.report.history import reference_box, relative_hypervolume
+from nas.setup import make_space
 from nas.store import Store, Trial
 from search_spaces import Architecture, Space
 from search_spaces.space import SpaceFunction

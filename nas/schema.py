@@ -39,11 +39,12 @@ from sqlalchemy import (
 
 from search_spaces.architecture import Architecture
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added the state "stopped". Tables of version 1 are used as they are: no run of that time can stop anything."""
 
-State = Literal["proposed", "running", "complete", "infeasible", "failed"]
+State = Literal["proposed", "running", "complete", "infeasible", "stopped", "failed"]
 OPEN_STATES = ("proposed", "running")
-FINAL_STATES = ("complete", "infeasible", "failed")
+FINAL_STATES = ("complete", "infeasible", "stopped", "failed")
 
 Metric = float | int | str | None
 
@@ -92,7 +93,9 @@ trial_table = Table(
     Column("started_at", String(32)),
     Column("finished_at", String(32)),
     UniqueConstraint("searcher", "index", name="one_proposal_per_index"),
-    CheckConstraint("state IN ('proposed', 'running', 'complete', 'infeasible', 'failed')", name="known_state"),
+    CheckConstraint(
+        "state IN ('proposed', 'running', 'complete', 'infeasible', 'stopped', 'failed')", name="known_state"
+    ),
 )
 
 curve_table = Table(
@@ -113,7 +116,8 @@ class Trial:
         searcher: who proposed it.
         index: how many this searcher had proposed before, from 0.
         state: "proposed" (not started, or put back after a crash), "running", or final: "complete", "infeasible" (a hard
-            constraint is violated), "failed" (see `error`).
+            constraint is violated), "stopped" (early, by a stopping rule; its metrics are those of its last epoch), "failed" (see
+            `error`).
         architecture: what to build.
         digest: of the architecture; equal digests compute the same network.
         seed: of weights, masks and batches.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nas.config import RunConfig
-from nas.evaluate import make_data, make_space
+from nas.setup import make_data, make_space
 from ops.layers import draw_masks_
 
 REPEATS = 20

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 Report = Callable[[dict[str, Any]], None]
@@ -27,11 +28,15 @@ class Job:
         trial: number of the trial; at most one job of a trial may be held at a time.
         attempt: which attempt at it this is.
         payload: what `evaluate` gets; JSON.
+        needs: files and folders below the run's folder that it reads, relative, "/" between parts; some may be missing. They are
+            brought to workers that do not see the run's folder (`nas.executors.travel`); what the job writes below that folder
+            comes back.
     """
 
     trial: int
     attempt: int
     payload: dict[str, Any]
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,47 @@ class Event:
     duration_s: float | None = None
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where jobs run and what each of them gets; every executor takes of it what it knows.
+
+    Attributes:
+        workers: processes of the local executor; on a cluster the most jobs at a time, 0 for as many as there is room for.
+        threads: of numeric libraries, per job.
+        timeout_s: a job that takes longer has failed; None: never.
+        cpus: CPUs that a job occupies on a cluster.
+        gpus: GPUs that a job occupies on a cluster; may be a fraction.
+        address: of the cluster; "" for a cluster of this machine, started and ended with the executor.
+        folder: the run's folder, absolute; None where jobs read and write no files.
+        setup_needs: files below it that the task's setup reads; as `Job.needs`.
+        storage: URL of the run's database, with its password; "" for the file in the run's folder.
+        run: the run's name.
+        message: is told what a person should read: a node that came or went, a file that could not be sent.
+    """
+
+    workers: int = 1
+    threads: int = 1
+    timeout_s: float | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    address: str = ""
+    folder: Path | None = None
+    setup_needs: tuple[str, ...] = ()
+    storage: str = ""
+    run: str = "run"
+    message: Callable[[str], None] = lambda text: None
+
+
 class Executor(Protocol):
     """Runs jobs. Not for use by several threads at once.
 
-    The shipped ones are made by `EXECUTORS[name](task, setup, workers=..., threads=..., timeout_s=...)`.
+    The shipped ones are made by `nas.executors.make_executor(name, task, setup, placement)`.
     """
 
     @property
     def capacity(self) -> int:
-        """How many jobs it holds at a time, from submit to their last event. May change on a cluster."""
+        """How many jobs it holds at a time, from submit to their last event. On a cluster it changes as nodes come and go, may
+        fall below the number of jobs held, and may be 0 for a while."""
         ...
 
     def submit(self, job: Job) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from nas.errors import ConfigError
-from nas.executors.base import Evaluate, Event, Job, check_submit, decode, encode
+from nas.executors.base import Evaluate, Event, Job, Placement, check_submit, decode, encode
 from nas.executors.task import describe, free_device_memory, load_task, run_job, setup_error
 
 
@@ -109,3 +109,8 @@ class InlineExecutor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def make(task: str, setup: Mapping[str, Any], placement: Placement) -> InlineExecutor:
+    """For `nas.executors.make_executor`."""
+    return InlineExecutor(task, setup, workers=placement.workers, timeout_s=placement.timeout_s)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nas.errors import ConfigError, EvaluationFailed, NasError
-from nas.executors.base import Event, Job, Kind, check_submit, encode
+from nas.executors.base import Event, Job, Kind, Placement, check_submit, encode
 from nas.executors.process import WorkerProcess, bury_all, thread_environment
 from nas.executors.task import setup_error
 
@@ -285,3 +285,10 @@ class LocalExecutor:
         slot.early_deaths += slot.job is None and not slot.leaving
         reason = self._renew(slot)
         self._end(slot, events, "lost", {}, reason)
+
+
+def make(task: str, setup: Mapping[str, Any], placement: Placement) -> LocalExecutor:
+    """For `nas.executors.make_executor`."""
+    return LocalExecutor(
+        task, setup, workers=placement.workers, threads=placement.threads, timeout_s=placement.timeout_s
+    )

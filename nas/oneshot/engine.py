@@ -24,10 +24,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nas.checkpoint import Checkpoint, Checkpoints, read_facts, write_bytes, write_json
 from nas.data import Data, Split
 from nas.errors import EvaluationFailed, NasError, RunError
 from nas.oneshot.algorithm import Algorithm, At, Phase
-from nas.oneshot.checkpoint import Checkpoint, Checkpoints, read_facts, write_bytes, write_json
 from nas.oneshot.halves import Augmentation, Batches, derive, halves
 from nas.oneshot.supernet import Supernet
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,16 @@ from typing import Any
 
 import torch
 
-from nas.config import RunConfig, load_config
+from nas.config import RunConfig
 from nas.data import Data
 from nas.errors import ConfigError
-from nas.evaluate import make_data, make_space
 from nas.latency import open_model
 from nas.oneshot.algorithm import Algorithm, Setting
 from nas.oneshot.algorithms import ALGORITHMS
 from nas.oneshot.engine import train_algorithm
 from nas.oneshot.halves import Augmentation
 from nas.oneshot.searcher import make_options
+from nas.setup import prepare
 from nas.training.trainer import resolve_device
 from search_spaces import Space
 
@@ -108,9 +107,6 @@ def job_folder(run_folder: Path, job: str) -> Path:
 
 
 def setup(plain: Mapping[str, Any]) -> SupernetTrainer:
-    """Make the trainer of a worker process from `plain` = {"config", "name", "folder", "space_folder"}, all text."""
-    config = load_config(json.loads(plain["config"]), name=plain["name"])
-    data = make_data(config)
-    space_folder = Path(plain["space_folder"]) if plain["space_folder"] else None
-    space = make_space(config, data.input_shape, data.classes, space_folder)
-    return SupernetTrainer(config, Path(plain["folder"]), data, space)
+    """Make the trainer of a worker process from what `nas.setup.prepare` takes."""
+    config, folder, data, space = prepare(plain)
+    return SupernetTrainer(config, folder, data, space)

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from nas.checkpoint import read_facts, write_bytes, write_json
 from nas.config import RunConfig
 from nas.data import Data
 from nas.errors import ConfigError, EvaluationFailed, RunError
 from nas.executors.base import Event, Executor, Job
 from nas.oneshot.algorithm import Options
 from nas.oneshot.algorithms import ALGORITHMS
-from nas.oneshot.checkpoint import read_facts, write_bytes, write_json
 from nas.oneshot.engine import RESULT, Result, read_result
 from nas.oneshot.job import job_folder, make_algorithm
 from nas.oneshot.searcher import make_options
@@ -215,7 +215,7 @@ class _Stage:
                 self.running[number] = self.lost[number] + 1
                 job = self.jobs[number]
                 payload = {"job": job.name, "algorithm": job.algorithm, "seed": job.seed, "options": job.options}
-                self.executor.submit(Job(number, self.running[number], payload))
+                self.executor.submit(Job(number, self.running[number], payload, (f"oneshot/{job.name}",)))
             for event in self.executor.poll(0.5):
                 self._handle(event)
         return self.failed

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nas.checkpoint import read_facts
 from nas.errors import RunError
-from nas.oneshot.checkpoint import read_facts
 from nas.oneshot.engine import RESULT, read_result
 from search_spaces.skips import is_skip_or_pool
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,5 +234,18 @@ class TestLocal(ExecutorLaws):
         return LocalExecutor(task, setup, **({"workers": 2} | options))
 
 
+LAWS = {
+    "inline": "test_executors",
+    "local": "test_executors",
+    "ray": "test_executor_ray",
+    "tune": "test_executor_tune",
+    "workers": "test_executor_workers",
+    "nni": "test_executor_nni",
+}
+"""Executor -> file of this folder that has its subclass of `ExecutorLaws`."""
+
+
 def test_every_registered_executor_is_under_these_laws() -> None:
-    assert set(EXECUTORS.values()) == {InlineExecutor, LocalExecutor}
+    assert LAWS.keys() == EXECUTORS.keys()
+    for name, file in LAWS.items():
+        assert "(ExecutorLaws)" in Path(__file__).with_name(f"{file}.py").read_text(), name

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from nas.checkpoint import Checkpoints, read_facts
 from nas.data import Data, Split
 from nas.errors import DataError, EvaluationFailed, RunError
-from nas.oneshot.checkpoint import Checkpoints, read_facts
 from nas.oneshot.engine import RESULT, Result, read_log, read_result, train_algorithm
 from nas.oneshot.halves import Augmentation, Batches, halves
 from search_spaces import Space, get_space

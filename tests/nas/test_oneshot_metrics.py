@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from nas.config import load_config
-from nas.evaluate import TrialEvaluator, make_data, make_space
+from nas.evaluate import TrialEvaluator
 from nas.finish import test_front as measure_test_accuracy
 from nas.frames import trials_frame
 from nas.latency import Priced
+from nas.setup import make_data, make_space
 from ops.counting import total_kept_weights
 from tests.nas.test_report_comparison import trial
 

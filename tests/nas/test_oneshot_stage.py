@@ -15,7 +15,7 @@ from nas.artifacts import load_weights
 from nas.config import RunConfig, load_config
 from nas.driver import search
 from nas.errors import ConfigError, EvaluationFailed, RunError
-from nas.evaluate import TrialEvaluator, make_data, make_space
+from nas.evaluate import TrialEvaluator
 from nas.executors import InlineExecutor, LocalExecutor
 from nas.executors.base import Event, Job
 from nas.loop import SearchLoop
@@ -29,6 +29,7 @@ from nas.oneshot.stage import MAX_LOST, StagePlan, plan_stage, proposals, run_st
 from nas.report.history import equal_budget, searcher_summary
 from nas.run import load_run
 from nas.searchers import Proposal, SpaceExhausted, is_oneshot, searcher_options
+from nas.setup import make_data, make_space
 from nas.store import Store
 from ops.layers import sparse_layers
 from tests.nas.latency_fakes import formula_pricer

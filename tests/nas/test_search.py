@@ -63,7 +63,7 @@ def test_only_the_front_saw_the_test_set(finished: Run) -> None:
 
 
 def test_a_built_network_has_the_accuracy_and_the_nonzeros_of_its_row(finished: Run) -> None:
-    from nas.evaluate import make_data
+    from nas.setup import make_data
     from nas.training import evaluate
 
     data = make_data(finished.config)

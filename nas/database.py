@@ -1,11 +1,12 @@
 """Opening the run's database and saying plainly what is wrong with it.
 
-SQLite files are opened in WAL mode: one writer, and readers beside it at any time, also after the writer was killed. Any other
-SQLAlchemy URL is passed on as it is. Knows nothing of trials (`nas.store` does). Start with `connect` and `explain`.
+SQLite files are opened in WAL mode: one writer, and readers beside it at any time, also after the writer was killed. On a
+PostgreSQL server each run has a schema of its own. Knows nothing of trials (`nas.store` does). Start with `connect` and `explain`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,7 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -53,13 +54,14 @@ def sqlite_path(url_or_path: str | Path) -> Path | None:
     return Path(str(url.database))
 
 
-def connect(url_or_path: str | Path, mode: Mode) -> Database:
+def connect(url_or_path: str | Path, mode: Mode, run: str = "run") -> Database:
     """Open a database; the first statement is only sent by the caller.
 
     Args:
-        url_or_path: a file, or any SQLAlchemy URL ("postgresql+psycopg://user@host/name").
+        url_or_path: a file, or the URL of a PostgreSQL database ("postgresql+psycopg://user@host/name").
         mode: "create" and "write" may write; only "create" makes a file that is not there. "read" never changes the file,
             works in folders that may not be written to, and beside a running writer.
+        run: the run's name, for a server that holds many.
 
     Raises:
         RunError: the file is not there, or the URL is of no known kind.
@@ -68,7 +70,7 @@ def connect(url_or_path: str | Path, mode: Mode) -> Database:
     if path is None and ("://" not in str(url_or_path) or _parse(str(url_or_path)).get_backend_name() == "sqlite"):
         return Database(_sqlite_engine("file::memory:", mode), "the database in memory")
     if path is None:
-        return _connect_server(str(url_or_path))
+        return _connect_server(str(url_or_path), run, mode)
     if mode != "create" and not path.exists():
         raise RunError(
             f"{path}: expected the database of a run, found no such file. "
@@ -175,17 +177,82 @@ def _sqlite_engine(uri: str, mode: Mode) -> Engine:
     return engine
 
 
-def _connect_server(text: str) -> Database:
+def server_url(text: str) -> URL:
+    """The URL of a PostgreSQL server, with our driver for it.
+
+    Raises:
+        RunError: it is no URL, or one of another kind of database.
+    """
     url = _parse(text)
-    where = url.render_as_string(hide_password=True)
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername != "postgresql+psycopg":
+        raise RunError(
+            f"{url.render_as_string()}: expected the URL of a PostgreSQL server, found {url.drivername!r}, no such kind; write "
+            "postgresql+psycopg://user@host/database, or leave it out for a file in the run's folder"
+        )
+    return url
+
+
+def schema_name(run: str) -> str:
+    """The schema in which a run of that name lives: "run <name>"; a long name is cut and ends with a digest of all of it."""
+    whole = f"run {run}".encode()
+    if len(whole) <= 48:
+        return whole.decode()
+    return f"{whole[:48].decode(errors='ignore')} {hashlib.sha256(whole).hexdigest()[:10]}"
+
+
+def server_engine(url: str, run: str, *, create: bool = True) -> Engine:
+    """An engine whose connections work in the run's own schema of a PostgreSQL database. Nothing is connected yet.
+
+    A connection that is dead is noticed when it is taken (one question more per transaction), within about 15 s when it dies in
+    use; one that cannot be made fails within 5 s.
+
+    Args:
+        url: of the database; without a password, libpq looks into PGPASSWORD and ~/.pgpass.
+        run: the run's name.
+        create: make the schema where it is missing.
+
+    Raises:
+        RunError: no URL of a PostgreSQL server, or psycopg is missing.
+    """
+    parsed, schema = server_url(url), schema_name(run)
+    quoted = '"' + schema.replace('"', '""') + '"'
+    settings: dict[str, str | int] = {
+        "connect_timeout": 5,
+        "application_name": f"nas {run}".encode("ascii", "replace").decode()[:63],
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 4,
+        "tcp_user_timeout": 15_000,
+    }
     try:
-        return Database(create_engine(url, pool_pre_ping=True), where)
-    except ArgumentError as error:
-        raise RunError(f"{where}: SQLAlchemy knows no such kind of database ({error})") from error
+        engine = create_engine(
+            parsed,
+            pool_pre_ping=True,
+            connect_args={key: value for key, value in settings.items() if key not in parsed.query},
+        )
     except ModuleNotFoundError as error:
         raise RunError(
-            f"{where}: needs the Python package {error.name}; install it with `pip install {error.name}`"
+            f"{parsed.render_as_string()}: needs the Python package {error.name}; install it with "
+            "`pip install 'sparse-nas[postgres]'`"
         ) from error
+
+    @event.listens_for(engine, "connect")
+    def _enter_schema(connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,))
+            if create and cursor.fetchone() is None:
+                cursor.execute("SELECT pg_advisory_xact_lock(7268, hashtext(%s))", (schema,))  # two may come at once
+                cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+            cursor.execute(f"SET search_path TO {quoted}")
+        connection.commit()
+
+    return engine
+
+
+def _connect_server(text: str, run: str, mode: Mode) -> Database:
+    return Database(server_engine(text, run, create=mode == "create"), server_url(text).render_as_string())
 
 
 def place(temporary: Path, final: Path) -> None:

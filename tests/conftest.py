@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.postgres_server import postgres, postgres_url  # noqa: F401, fixtures
+
 torch.set_num_threads(1)
 
 

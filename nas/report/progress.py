@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nas.objectives import objective_values
-from nas.pareto import nondominated
+from nas.report.pace import GrowingFront, Pace
 from nas.report.stage_progress import StageTally
 from nas.report.tables import last_line
 from nas.report.units import digits, duration, show
+from nas.schema import FINAL_STATES
 
 if TYPE_CHECKING:
     from nas.store import Trial
@@ -29,7 +31,7 @@ MAX_RUNNING_SHOWN = 6
 
 
 class Tally:
-    """What is known of a search so far; no output.
+    """What is known of a search so far; no output. A finish costs O(front), everything else O(1), however many trials there are.
 
     Args:
         total_by_searcher: trials each searcher is to have.
@@ -46,13 +48,17 @@ class Tally:
         self.totals = dict(total_by_searcher)
         self.objectives = dict(objectives)
         self.done = dict.fromkeys(self.totals, 0)
-        self.states: dict[str, int] = {"complete": 0, "infeasible": 0, "failed": 0}
+        self.states: dict[str, int] = dict.fromkeys(FINAL_STATES, 0)
+        self.lost = 0
+        self.busy = 0
+        self.capacity: int | None = None  # not known until the first `workers`
         self.running: dict[int, tuple[Trial, Mapping[str, Any]]] = {}
         self.best: Trial | None = None
-        self.front: list[tuple[float, ...]] = []
+        self.front = GrowingFront(self.objectives)
         self._clock = clock
         self._began = clock()
-        self._here = 0
+        self._pace = Pace(clock)
+        self._best_cost: tuple[float, ...] = ()
 
     def started(self, trial: Trial) -> None:
         self.running[trial.trial] = (trial, {})
@@ -60,33 +66,50 @@ class Tally:
     def progressed(self, trial: Trial, info: Mapping[str, Any]) -> None:
         self.running[trial.trial] = (trial, info)
 
+    def attempt_lost(self, trial: Trial) -> None:
+        """The process or node that a trial ran on died; the trial may start again."""
+        self.running.pop(trial.trial, None)
+        self.lost += 1
+
+    def workers(self, busy: int, capacity: int) -> None:
+        """How many trials are being evaluated, and how many could be at a time."""
+        self.busy, self.capacity = busy, capacity
+        self._pace.workers(capacity)
+
     def finished(self, trial: Trial, *, earlier: bool = False) -> None:
         """Count a finished trial; `earlier` ones were finished before this process began and say nothing of its speed."""
         self.running.pop(trial.trial, None)
         self.done[trial.searcher] = self.done.get(trial.searcher, 0) + 1
         self.totals.setdefault(trial.searcher, 0)
         self.states[trial.state] = self.states.get(trial.state, 0) + 1
-        self._here += not earlier
+        if not earlier:
+            self._pace.finished()
         if trial.state == "complete":
             self._rank(trial)
 
     def restart_clock(self) -> None:
         """Trials begin only now: what was before says nothing of their speed."""
         self._began = self._clock()
+        self._pace = Pace(self._clock)
+        if self.capacity is not None:
+            self._pace.workers(self.capacity)
 
     def seconds(self) -> float:
         """Since the search was started or continued."""
         return self._clock() - self._began
 
     def rate(self) -> float:
-        """Trials finished per second since then; 0.0 before the first."""
-        seconds = self.seconds()
-        return self._here / seconds if seconds > 0 else 0.0
+        """Trials finished per second, lately and with the workers that there are now; 0.0 before the first and without workers."""
+        return self._pace.per_worker() * self._hands(self._left())
 
     def seconds_left(self) -> float | None:
-        """At this rate; None before the first finished trial."""
-        left = sum(max(0, self.totals[name] - self.done[name]) for name in self.totals)
-        return left / self.rate() if self.rate() > 0 else None
+        """At this rate; None before the first finished trial, and where no worker is there."""
+        rate = self.rate()
+        return self._left() / rate if rate > 0 else None
+
+    def waiting(self) -> bool:
+        """Whether there is nobody to evaluate trials."""
+        return self.capacity == 0
 
     def line(self) -> str:
         """Everything in one line."""
@@ -96,7 +119,7 @@ class Tally:
         return "; ".join(part for part in parts if part)
 
     def outcome(self) -> str:
-        """Best so far, size of the front, and what went wrong."""
+        """Best so far, size of the front, and what became of the other trials."""
         if self.best is None:
             parts = ["no feasible trial yet"]
         else:
@@ -104,22 +127,32 @@ class Tally:
             if "nnz" not in self.objectives and self.best.metrics.get("nnz") is not None:
                 values.append(f"nnz {show('nnz', self.best.metrics['nnz'])}")
             parts = [f"best: trial {self.best.trial}, {', '.join(values)}", f"front of {len(self.front)}"]
-        parts += [f"{self.states[state]} {state}" for state in ("infeasible", "failed") if self.states[state]]
+        said = {"stopped": "stopped early", "infeasible": "infeasible", "failed": "failed"}
+        parts += [f"{self.states[state]:,} {word}" for state, word in said.items() if self.states[state]]
+        if self.lost:
+            parts.append(f"{self.lost:,} attempt{'s' if self.lost != 1 else ''} lost")
         return ", ".join(parts)
 
     def speed(self) -> str:
-        """Rate and time left."""
-        if self.rate() <= 0:
-            return f"{duration(self.seconds())} spent"
-        per_minute = digits(self.rate() * 60, 2)
-        left = self.seconds_left()
-        rest = f", about {duration(left)} left" if left else ""
-        return f"{per_minute} trials/min, {duration(self.seconds())} spent{rest}"
+        """Workers, rate and time left."""
+        parts = []
+        if self.waiting():
+            parts.append("waiting for workers" + (f" ({self.busy:,} trials wait with them)" if self.busy else ""))
+        elif self.capacity is not None:
+            plural = "" if self.busy == 1 else "s"
+            parts.append(f"{self.busy:,} worker{plural} busy, {max(0, self.capacity - self.busy):,} free")
+        rate, left = self.rate(), self.seconds_left()
+        if rate > 0:
+            parts.append(f"{digits(rate * 60, 2)} trials/min")
+        parts.append(f"{duration(self.seconds())} spent")
+        if left:
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
 
     def under_way(self) -> str:
-        """The running trials and how far each is."""
+        """The trials that run longest and how far each is."""
         shown = []
-        for trial, info in list(self.running.values())[:MAX_RUNNING_SHOWN]:
+        for trial, info in list(islice(self.running.values(), MAX_RUNNING_SHOWN)):
             text = f"{trial.trial} {trial.searcher}"
             if info.get("epoch") is not None:
                 text += f" epoch {info['epoch']}" + (f"/{info['epochs']}" if info.get("epochs") else "")
@@ -127,21 +160,32 @@ class Tally:
                 text += f" {info['stage']}"
             shown.append(text)
         more = len(self.running) - len(shown)
-        return " · ".join(shown) + (f" · {more} more" if more > 0 else "")
+        return " · ".join(shown) + (f" · {more:,} more" if more > 0 else "")
+
+    def _left(self) -> int:
+        return sum(max(0, total - self.done[name]) for name, total in self.totals.items())
+
+    def _hands(self, left: int) -> int:
+        """Workers that the trials that are left will keep busy; counted as one where nobody said how many there are."""
+        return 1 if self.capacity is None else min(self.capacity, max(left, 1))
 
     def _rank(self, trial: Trial) -> None:
         values = objective_values(trial.metrics, self.objectives)
         if values is None:
             return
-        if trial.copy_of is None and values not in self.front:
-            points = [*self.front, values]
-            self.front = [p for p, kept in zip(points, nondominated(points, self.objectives), strict=True) if kept]
-        if self.best is None or self._cost(values) < self._cost(objective_values(self.best.metrics, self.objectives)):
-            self.best = trial
+        cost = self.front.cost(values)
+        if trial.copy_of is None:
+            self.front.add(cost)
+        if self.best is None or cost < self._best_cost:
+            self.best, self._best_cost = trial, cost
 
-    def _cost(self, values: tuple[float, ...] | None) -> tuple[float, ...]:
-        signs = [-1.0 if direction == "max" else 1.0 for direction in self.objectives.values()]
-        return tuple(sign * value for sign, value in zip(signs, values or (), strict=False))
+
+class Listener(Protocol):
+    """Who else wants to know what becomes of trials and supernets, e.g. `nas.tensorboard.TensorBoard`."""
+
+    def trial_progress(self, trial: Trial, info: Mapping[str, Any]) -> None: ...
+    def trial_finished(self, trial: Trial) -> None: ...
+    def stage_progress(self, job: str, info: Mapping[str, Any]) -> None: ...
 
 
 class SearchProgress:
@@ -154,6 +198,7 @@ class SearchProgress:
         console: where to; default standard error.
         every_s: off a terminal, seconds between two lines.
         clock: seconds, monotonic.
+        also: is told of trials and supernets, too.
     """
 
     def __init__(
@@ -165,8 +210,10 @@ class SearchProgress:
         console: Console | None = None,
         every_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
+        also: Listener | None = None,
     ) -> None:
         self.tally = Tally(total_by_searcher, objectives, clock)
+        self._also = also
         self._console = console or Console(stderr=True)
         self._quiet = quiet
         self._every_s = every_s
@@ -204,11 +251,27 @@ class SearchProgress:
     def trial_progress(self, trial: Trial, info: dict[str, Any]) -> None:
         """A trial says how far it is: {"epoch", "epochs"} or {"stage"}."""
         self.tally.progressed(trial, info)
+        if self._also is not None:
+            self._also.trial_progress(trial, info)
         self._tick()
 
+    def trial_lost(self, trial: Trial) -> None:
+        """The process or node that a trial ran on died; the trial may start again."""
+        self.tally.attempt_lost(trial)
+        self._tick()
+
+    def workers(self, busy: int, capacity: int) -> None:
+        """How many trials are being evaluated, and how many could be at a time; to be told when either changes, or as often as
+        one likes: that keeps the lines coming where nothing else happens."""
+        waited = self.tally.waiting()
+        self.tally.workers(busy, capacity)
+        self._tick(now=self.tally.waiting() != waited)
+
     def trial_finished(self, trial: Trial) -> None:
-        """A trial is complete, infeasible or failed."""
+        """A trial is complete, infeasible, stopped or failed."""
         self.tally.finished(trial)
+        if self._also is not None:
+            self._also.trial_finished(trial)
         if trial.state == "failed" and trial.copy_of is None:
             self.message(f"trial {trial.trial} failed: {last_line(trial.error)}")
         self._tick()
@@ -227,6 +290,8 @@ class SearchProgress:
         """A supernet says how far it is: {"phase", "epoch", "epochs", "done", "accuracy"}."""
         if self._stage is not None:
             self._stage.progressed(job, info)
+        if self._also is not None:
+            self._also.stage_progress(job, info)
         self._tick()
 
     def stage_finished(self, job: str, *, failed: bool = False) -> None:
@@ -247,8 +312,8 @@ class SearchProgress:
         if not self._quiet:
             self._print(text)
 
-    def _tick(self) -> None:
-        if self._live is None and not self._quiet and self._clock() - self._last >= self._every_s:
+    def _tick(self, *, now: bool = False) -> None:
+        if self._live is None and not self._quiet and (now or self._clock() - self._last >= self._every_s):
             self._last = self._clock()
             self._print(self._stage.line() if self._stage is not None else self.tally.line())
 

@@ -31,8 +31,13 @@ class StageTally:
         ] = {}  # job -> when it was first heard of here, and how far it was then
 
     def progressed(self, job: str, info: Mapping[str, Any]) -> None:
+        done = float(info.get("done", 0.0))
+        fell_back = done < float(
+            self.info.get(job, {}).get("done", 0.0)
+        )  # its process died; it goes on from a checkpoint
         self.info[job] = info
-        self._began.setdefault(job, (self._clock(), float(info.get("done", 0.0))))
+        if fell_back or job not in self._began:
+            self._began[job] = (self._clock(), done)
 
     def finished(self, job: str, *, failed: bool = False) -> None:
         if failed:

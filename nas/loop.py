@@ -1,24 +1,34 @@
 """The search loop: asks searchers for architectures, hands them to an executor, writes every answer to the store.
 
 Knows neither how an architecture is evaluated nor where. All state is in the store, so a loop that was killed at any moment is
-continued by a new one: trials that were under way are run again, finished ones are never repeated.
+continued by a new one: trials that were under way are run again, finished ones are never repeated. Where a stopping rule is on,
+trials train in segments (`nas.stopping.segments`). What a trial costs here does not grow with the number of trials.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from nas.errors import RunError
+from nas.errors import EvaluationFailed, RunError
 from nas.executors.base import Event, Executor, Job
 from nas.objectives import objective_values
 from nas.searchers import Proposal, Searcher, SpaceExhausted
+from nas.stopping import StoppingRule
+from nas.stopping.segments import Segments
 from nas.store import State, Store, Trial
 from search_spaces import SpaceError
 
 MAX_LOST = 3
 """A trial whose process dies this often (out of memory, killed) is a failed row; the search goes on."""
+
+MAX_BLAMELESS = 20
+"""The same where the executor says that the trial had no part in it (its machine left the cluster)."""
+
+WAIT_S = 0.5
+"""Longest time between two looks at the executor, seconds."""
 
 INITIAL = "initial"
 """Key of a trial's sampler dict and of its job: the file of weights and masks that its training starts from, if there is one."""
@@ -35,6 +45,7 @@ class Progress(Protocol):
     def trial_progress(self, trial: Trial, info: dict[str, Any]) -> None: ...
     def trial_finished(self, trial: Trial) -> None: ...
     def message(self, text: str) -> None: ...
+    def workers(self, busy: int, capacity: int) -> None: ...
 
 
 class SearchLoop:
@@ -49,6 +60,8 @@ class SearchLoop:
         seed: seed of every trial whose proposal names none, so that equal architectures are equal trials.
         epochs: training budget of every trial, for the record.
         progress: is told what happens.
+        stopping: decides which trainings end early; None: all are trained to the end.
+        on_finished: called after every final state that was recorded, of copies too.
     """
 
     def __init__(
@@ -62,6 +75,8 @@ class SearchLoop:
         seed: int,
         epochs: int,
         progress: Progress,
+        stopping: StoppingRule | None = None,
+        on_finished: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         self.store = store
         self.searchers = dict(searchers)
@@ -71,25 +86,57 @@ class SearchLoop:
         self.seed = seed
         self.epochs = epochs
         self.progress = progress
+        self.segments = Segments(stopping, epochs)
+        self.on_finished = on_finished
         self.history: dict[str, list[Trial]] = {name: [] for name in self.searchers}
         self._proposed: dict[str, set[str]] = {name: set() for name in self.searchers}
         self._original: dict[Work, int] = {}  # -> the trial that is or was really evaluated
         self._trials: dict[int, Trial] = {}
         self._waiting: dict[int, list[int]] = {}  # original -> copies that wait for its answer
-        self._queue: deque[int] = deque()
-        self._running: set[int] = set()
-        self._lost: dict[int, int] = {}
+        self._queue: deque[int] = deque()  # to be started
+        self._paused: deque[int] = deque()  # to go on
+        self._running: set[int] = set()  # the executor holds them
+        self._lost: dict[tuple[int, bool], int] = {}  # trial, whether blameless -> times
+        self._spent_s: dict[int, float] = {}  # in the segments of an open trial
         self._exhausted: set[str] = set()
+        self._workers: tuple[int, int] | None = None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Search until every searcher has its trials. `stop()` is asked between events; True ends early, nothing is lost."""
         self._restore()
         while not stop():
             self._fill()
-            if not self._running:
+            if not self._running and not self._left():
                 break
-            for event in self.executor.poll(0.5):
+            for event in self._poll():
                 self._handle(event)
+
+    def _left(self) -> bool:
+        """Whether there is anything to submit, once there is a worker."""
+        return bool(self._paused or self._queue or self._open_searchers())
+
+    def _poll(self) -> list[Event]:
+        """What happened; with nothing under way, waits for workers without keeping the processor busy."""
+        self._tell_workers()
+        began = time.monotonic()
+        events = self.executor.poll(WAIT_S)
+        if not events and not self._running:
+            time.sleep(max(0.0, WAIT_S - (time.monotonic() - began)))
+        return events
+
+    def _tell_workers(self) -> None:
+        now = (len(self._running), self.executor.capacity)
+        before, self._workers = self._workers, now
+        if now == before:
+            return
+        tell = getattr(self.progress, "workers", None)  # a plain listener may leave it out
+        if tell is not None:
+            tell(*now)
+        if now[1] <= 0 and (before is None or before[1] > 0):
+            self.progress.message(
+                "there is no worker at the moment; the search waits for one and goes on by itself. Start `nas worker` for this "
+                "run, or add a machine to the cluster (ray start --address=HOST:6379)"
+            )
 
     # -- proposing ------------------------------------------------------------------------------------------------------
 
@@ -97,6 +144,7 @@ class SearchLoop:
         self.store.recover()
         for trial in self.store.trials():
             self._remember(trial)
+        self.segments.restore(self.store, self._trials.values())
         self.progress.already(self._trials.values())
         for trial in list(self._trials.values()):
             if trial.state != "proposed":
@@ -122,31 +170,49 @@ class SearchLoop:
             del self._original[work]
 
     def _fill(self) -> None:
-        while len(self._running) < self.executor.capacity:
-            if self._queue:
-                trial = self._trials[self._queue.popleft()]
+        """Hand the executor what it has room for: trainings that go on first, then restarts, then new proposals."""
+        room = self.executor.capacity - len(self._running)
+        for _ in range(room):
+            if self._paused:
+                trial = self._trials[self._paused.popleft()]
             else:
-                proposed = self._propose()
-                if proposed is None:
+                waiting = self._trials[self._queue.popleft()] if self._queue else self._propose()
+                if waiting is None:
                     return
-                trial = proposed
-            trial = self.store.start(trial.trial)
-            self._remember(trial)
+                trial = self.store.start(waiting.trial)
+                self._remember(trial)
+                self.progress.trial_started(trial)
             self._running.add(trial.trial)
-            self.progress.trial_started(trial)
-            payload = {"trial": trial.trial, "architecture": trial.architecture.to_json(), "seed": trial.seed}
-            if trial.sampler.get(INITIAL):
-                payload[INITIAL] = trial.sampler[INITIAL]
-            self.executor.submit(Job(trial.trial, trial.attempts, payload))
+            self.executor.submit(self._job(trial))
+
+    def _job(self, trial: Trial) -> Job:
+        payload: dict[str, Any] = {
+            "trial": trial.trial,
+            "architecture": trial.architecture.to_json(),
+            "seed": trial.seed,
+            **self.segments.payload(trial),
+        }
+        needs = [f"checkpoints/{trial.trial:05d}"]
+        if trial.sampler.get(INITIAL):
+            payload[INITIAL] = trial.sampler[INITIAL]
+            needs.append(payload[INITIAL])
+        donor = payload.pop("donor", None)
+        if donor is not None and not self._trials[donor].finished:  # a finished trial has no checkpoint any more
+            payload["donor"] = f"checkpoints/{donor:05d}"
+            needs.append(payload["donor"])
+        return Job(trial.trial, trial.attempts, payload, tuple(needs))
+
+    def _open_searchers(self) -> list[str]:
+        return [
+            name
+            for name, total in self.totals.items()
+            if len(self.history[name]) < total and name not in self._exhausted
+        ]
 
     def _propose(self) -> Trial | None:
         """The next trial that must be evaluated, or None if all have been proposed."""
         while True:
-            open_searchers = [
-                name
-                for name, total in self.totals.items()
-                if len(self.history[name]) < total and name not in self._exhausted
-            ]
+            open_searchers = self._open_searchers()
             if not open_searchers:
                 return None
             name = min(open_searchers, key=lambda n: len(self.history[n]) / self.totals[n])
@@ -211,37 +277,59 @@ class SearchLoop:
             return
         self._running.discard(trial.trial)
         if event.kind == "lost":
-            self._lost[trial.trial] = self._lost.get(trial.trial, 0) + 1
-            if self._lost[trial.trial] < MAX_LOST:
-                self.progress.message(f"trial {trial.trial}: {event.error}; it starts again")
-                self._queue.appendleft(trial.trial)
-                return
-            error = f"{event.error} ({MAX_LOST} times); not tried again"
-            self._finish(trial, "failed", {}, {}, [], event.duration_s, error)
+            self._answer_lost(trial, event)
         elif event.kind == "failed":
             if event.payload.get("type") == "nas.errors.RunError":
                 # The run's folder cannot be written: no other trial would do better. The next start runs this one again.
                 raise RunError(str(event.payload["message"]))
-            self._finish(trial, "failed", {}, {}, [], event.duration_s, event.error)
+            self._fail(trial, event.error, event.duration_s)
+        elif event.payload["state"] == "paused":
+            self._answer_paused(trial, event.payload, event.duration_s)
         else:
             self._answer(trial, event.payload, event.duration_s)
+
+    def _answer_lost(self, trial: Trial, event: Event) -> None:
+        blameless = bool(event.payload.get("blameless"))
+        times = self._lost[trial.trial, blameless] = self._lost.get((trial.trial, blameless), 0) + 1
+        if times < (MAX_BLAMELESS if blameless else MAX_LOST):
+            self.progress.message(f"trial {trial.trial}: {event.error}; it starts again")
+            self._queue.appendleft(trial.trial)
+        else:
+            self._fail(trial, f"{event.error} ({times} times); not tried again", event.duration_s)
+
+    def _answer_paused(self, trial: Trial, answer: Mapping[str, Any], duration_s: float | None) -> None:
+        try:
+            decision = self.segments.judge(trial, answer)
+        except EvaluationFailed as error:
+            self._fail(trial, str(error), duration_s)
+            return
+        metrics = dict(answer["metrics"])
+        if decision.stop:
+            metrics |= self.segments.ended(trial, decision)
+            self._finish(
+                trial, "stopped", metrics, answer.get("violations", {}), answer.get("curve", []), duration_s, None
+            )
+            return
+        self._spent_s[trial.trial] = self._spent_s.get(trial.trial, 0.0) + (duration_s or 0.0)
+        self._remember(self.store.update_metrics(trial.trial, metrics | self.segments.passed(trial)))
+        self._paused.append(trial.trial)
 
     def _answer(self, trial: Trial, answer: Mapping[str, Any], duration_s: float | None) -> None:
         state, error = answer["state"], None
         metrics = dict(answer["metrics"])
+        try:
+            self.segments.check_end(trial, answer)
+        except EvaluationFailed as refused:
+            state, error = "failed", str(refused)
         if state == "complete" and objective_values(metrics, self.objectives) is None:
             state = "failed"
             got = {name: metrics.get(name) for name in self.objectives}
             error = f"expected a finite value for every objective, got {got}"
-        self._finish(
-            trial,
-            state,
-            metrics,
-            answer.get("violations", {}),
-            answer.get("curve", []),
-            duration_s,
-            error,
-        )
+        metrics |= self.segments.factors(trial)
+        self._finish(trial, state, metrics, answer.get("violations", {}), answer.get("curve", []), duration_s, error)
+
+    def _fail(self, trial: Trial, error: str | None, duration_s: float | None) -> None:
+        self._finish(trial, "failed", {}, {}, self.segments.rows(trial), duration_s, error)
 
     def _finish(
         self,
@@ -253,6 +341,7 @@ class SearchLoop:
         duration_s: float | None,
         error: str | None,
     ) -> None:
+        spent_s = self._spent_s.pop(trial.trial, 0.0)
         recorded = self.store.finish(
             trial.trial,
             trial.attempts,
@@ -260,13 +349,15 @@ class SearchLoop:
             metrics=dict(metrics),
             violations=dict(violations),
             curve=curve,
-            duration_s=duration_s,
+            duration_s=spent_s + duration_s if duration_s is not None else spent_s or None,
             error=error,
         )
+        self.segments.forget(trial)
         if not recorded:
             return
         finished = self.store.trial(trial.trial)
         self._remember(finished)
         self.progress.trial_finished(finished)
+        self.on_finished(finished)
         for copy in self._waiting.pop(trial.trial, []):
             self._follow(self._trials[copy])

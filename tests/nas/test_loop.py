@@ -46,11 +46,15 @@ class Silent:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.seen: list[tuple[int, int]] = []
 
     def already(self, trials: Iterable[Trial]) -> None: ...
     def trial_started(self, trial: Trial) -> None: ...
     def trial_progress(self, trial: Trial, info: dict[str, Any]) -> None: ...
     def trial_finished(self, trial: Trial) -> None: ...
+    def workers(self, busy: int, capacity: int) -> None:
+        self.seen.append((busy, capacity))
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 

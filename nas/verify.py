@@ -166,7 +166,9 @@ def _contenders(run: Run, trials: Sequence[Trial]) -> list[int]:
         values = [number(metrics, name) for name in objectives]
         return None if None in values else signs * np.array(values, dtype=float)
 
-    trained = [t for t in trials if t.copy_of is None and t.state != "failed" and "val_accuracy" in t.metrics]
+    trained = [
+        t for t in trials if t.copy_of is None and t.state in ("complete", "infeasible") and "val_accuracy" in t.metrics
+    ]
     measured = [t for t in trained if t.metrics.get("latency_verified") and t.state == "complete"]
     points = [p for t in measured if (p := point(t.metrics)) is not None]
     found = []

@@ -7,6 +7,7 @@ step; it asks `ops` for exact counts. Layers with density 1 are not touched by a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,41 @@ SparseLayer = SparseConv2d | SparseLinear
 class SparsityMethod(ABC):
     """Decides the masks during one training. Made anew for each; the trainer calls, in this order:
 
-    `begin` once, then per step `before_step`, `after_backward`, (the optimizer's step), `after_step`; `finish` once at the end.
+    `begin` once (or `load_state`, where a training goes on), then per step `before_step`, `after_backward`, (the optimizer's
+    step), `after_step`; `finish` once at the end. Between two steps `state` may be asked for.
     """
 
     @abstractmethod
-    def begin(self, model: nn.Module, total_steps: int, generator: torch.Generator) -> None:
+    def begin(
+        self, model: nn.Module, total_steps: int, generator: torch.Generator, settle_by: int | None = None
+    ) -> None:
         """Set the initial masks.
 
         Args:
             model: on its device, before the first step.
             total_steps: optimizer steps that will be made.
             generator: on the CPU; the only source of chance, so that one seed gives one result.
+            settle_by: steps after which every layer must have its final density, and keep it; at least 1. None: whenever the
+                method likes. A schedule that would take longer is shrunk into it.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What the method knows after a step that is neither in the model nor in the optimizer nor in the generator."""
+        return {}
+
+    @abstractmethod
+    def load_state(
+        self, model: nn.Module, total_steps: int, state: Mapping[str, Tensor], settle_by: int | None = None
+    ) -> None:
+        """In place of `begin`: go on where another object was when it gave `state`. Draws nothing and leaves the model as it is.
+
+        Args:
+            model: on its device, with the weights and masks of that moment.
+            total_steps: as given to that object's `begin`; so too `settle_by`.
+            state: tensors on any device.
+
+        Raises:
+            KeyError, RuntimeError: the state is not one of this method on such a model.
         """
 
     def before_step(self, step: int) -> None:  # noqa: B027 - may do nothing
@@ -101,6 +126,11 @@ def slots_of(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tens
         return {}
     state = optimizer.state[weight]
     return {name: slot for name, slot in state.items() if isinstance(slot, Tensor) and slot.shape == weight.shape}
+
+
+def last_change(total_steps: int, settle_by: int | None) -> int:
+    """The step after which masks have their final density at the latest: `settle_by`, or the end of the training."""
+    return total_steps if settle_by is None else max(1, min(total_steps, settle_by))
 
 
 def check_share(method: str, name: str, value: object, *, low: float = 0.0, high: float = 1.0) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.errors import EvaluationFailed
 from nas.training.methods.base import Holder, SparsityMethod, targets
@@ -12,7 +14,9 @@ from nas.training.methods.base import Holder, SparsityMethod, targets
 class Fixed(SparsityMethod):
     """Keeps the masks that the layers have, whatever their structure and counts; draws nothing."""
 
-    def begin(self, model: nn.Module, total_steps: int, generator: torch.Generator) -> None:
+    def begin(
+        self, model: nn.Module, total_steps: int, generator: torch.Generator, settle_by: int | None = None
+    ) -> None:
         layers = targets(model)
         if layers and all(bool(layer.mask.all()) for _, layer in layers):
             raise EvaluationFailed(
@@ -22,6 +26,11 @@ class Fixed(SparsityMethod):
         for _, layer in layers:
             layer.apply_mask_()
         self._holder = Holder(layers)
+
+    def load_state(
+        self, model: nn.Module, total_steps: int, state: Mapping[str, Tensor], settle_by: int | None = None
+    ) -> None:
+        self._holder = Holder(targets(model))
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         self._holder.hold(optimizer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.errors import ConfigError
-from nas.training.methods.base import Holder, SparsityMethod, check_share, check_steps, targets
+from nas.training.methods.base import Holder, SparsityMethod, check_share, check_steps, last_change, targets
 from ops.masks import topk_mask
 from ops.patterns import NM
 
@@ -30,7 +32,7 @@ class Gradual(SparsityMethod):
     Time t is the number of finished optimizer steps: the update of time t follows the t-th step. The last update sets the
     exact target, so at least 1 - end of the training goes on at constant sparsity. Blocks and channels are pruned by
     the sum of their magnitudes. N:M layers stay dense until the last update and are then cut to n of m at once, since n:m has
-    no intermediate densities of the same pattern.
+    no intermediate densities of the same pattern. Where masks must settle before `end`, the schedule shrinks in proportion.
 
     Args:
         begin: share of the training after which pruning starts.
@@ -47,13 +49,25 @@ class Gradual(SparsityMethod):
         if self.begin_share >= self.end_share:
             raise ConfigError(f"method_options: gradual begin must be below end, got begin {begin:g} and end {end:g}")
 
-    def begin(self, model: nn.Module, total_steps: int, generator: torch.Generator) -> None:
-        self._layers = targets(model)
-        self._holder = Holder(self._layers)
+    def begin(
+        self, model: nn.Module, total_steps: int, generator: torch.Generator, settle_by: int | None = None
+    ) -> None:
+        self._plan(model, total_steps, settle_by)
         for _, layer in self._layers:
             layer.set_mask(torch.ones_like(layer.mask))
-        self._start = min(int(self.begin_share * total_steps), total_steps - 1)
-        span = max(1, int(self.end_share * total_steps) - self._start)
+
+    def load_state(
+        self, model: nn.Module, total_steps: int, state: Mapping[str, Tensor], settle_by: int | None = None
+    ) -> None:
+        self._plan(model, total_steps, settle_by)
+
+    def _plan(self, model: nn.Module, total_steps: int, settle_by: int | None) -> None:
+        self._layers = targets(model)
+        self._holder = Holder(self._layers)
+        last = last_change(total_steps, settle_by)
+        shrunk = min(1.0, last / (self.end_share * total_steps))
+        self._start = min(int(self.begin_share * total_steps * shrunk), last - 1)
+        span = max(1, min(int(self.end_share * total_steps), last) - self._start)
         self._interval = max(1, span // min(self.updates or 50, span))
         self._updates = span // self._interval
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
-from nas.training.methods.base import Holder, SparseLayer, SparsityMethod, check_share, targets
+from nas.training.methods.base import Holder, SparseLayer, SparsityMethod, check_share, last_change, targets
 from ops.learned import scaled_scores
 from ops.rankings import Target, select
 
@@ -23,7 +24,8 @@ class Hydra(SparsityMethod):
 
     In the middle stage the layers' weights have no gradient, so neither it nor weight decay moves them; biases, norms and layers
     of density 1 are trained throughout. Weights outside the mask are zero in the model at every step; the method keeps them
-    aside. The last stage begins with the optimizer's slots for these weights empty.
+    aside. The last stage begins with the optimizer's slots for these weights empty. Where masks must settle before `prune_end`,
+    the first two stages shrink in proportion.
 
     Args:
         begin: share of the training after which the scores are trained.
@@ -51,15 +53,35 @@ class Hydra(SparsityMethod):
         if self.momentum == 1:
             raise ConfigError("method_options: hydra score_momentum: expected a number in [0, 1), got 1")
 
-    def begin(self, model: nn.Module, total_steps: int, generator: torch.Generator) -> None:
-        self._layers = targets(model)
-        self._holder = Holder(self._layers)
-        self._start, self._end = int(self.begin_share * total_steps), int(self.end_share * total_steps)
-        self._scores: list[_Scores] = []
+    def begin(
+        self, model: nn.Module, total_steps: int, generator: torch.Generator, settle_by: int | None = None
+    ) -> None:
+        self._plan(model, total_steps, settle_by)
         for _, layer in self._layers:
             layer.set_mask(torch.ones_like(layer.mask))
         if self._start == 0:
             self._begin_scores()
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"{i}.{name}": value for i, scores in enumerate(self._scores) for name, value in scores.state().items()}
+
+    def load_state(
+        self, model: nn.Module, total_steps: int, state: Mapping[str, Tensor], settle_by: int | None = None
+    ) -> None:
+        self._plan(model, total_steps, settle_by)
+        for i, (_, layer) in enumerate(self._layers if state else []):
+            scores = _Scores(layer)
+            scores.load_state({name: state[f"{i}.{name}"] for name in scores.state()})
+            self._scores.append(scores)
+
+    def _plan(self, model: nn.Module, total_steps: int, settle_by: int | None) -> None:
+        self._layers = targets(model)
+        self._holder = Holder(self._layers)
+        last = last_change(total_steps, settle_by)
+        shrunk = min(1.0, last / (self.end_share * total_steps))
+        self._start = int(self.begin_share * total_steps * shrunk)
+        self._end = min(int(self.end_share * total_steps), last)
+        self._scores: list[_Scores] = []
 
     def before_step(self, step: int) -> None:
         for scores in self._scores:
@@ -87,7 +109,9 @@ class Hydra(SparsityMethod):
         self._scores = []
 
     def _begin_scores(self) -> None:
-        scores = [_Scores(layer) for _, layer in self._layers]  # which draws the first masks
+        scores = [_Scores(layer) for _, layer in self._layers]
+        for one in scores:
+            one.draw()
         self._holder.masks_changed()
         self._scores = scores if self._start < self._end else []  # else too short a training for the middle stage
 
@@ -115,7 +139,15 @@ class _Scores:
         self.weight = layer.weight.detach().clone()
         self.score = scaled_scores(self.weight)
         self.velocity = torch.zeros_like(self.score)
-        self._draw()
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it but the layer."""
+        return {"weight": self.weight, "score": self.score, "velocity": self.velocity}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave, in place."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
@@ -130,10 +162,11 @@ class _Scores:
             return
         self.velocity.mul_(momentum).add_(self.score.sign() * (self.weight * gradient))
         self.score.add_(self.velocity, alpha=-lr)
-        self._draw()
+        self.draw()
 
     @torch.no_grad()
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """The layer's mask becomes that of the scores, its weights the kept ones."""
         self.layer.weight.copy_(self.weight)
         self.layer.set_mask(select(self.score, Target(self.layer.density, self.layer.pattern)))
 

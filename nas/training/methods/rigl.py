@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +50,20 @@ class RigL(SparsityMethod):
                 'method_options: rigl zeta: expected a number above 0, got 0; method "static" never changes a mask'
             )
 
-    def begin(self, model: nn.Module, total_steps: int, generator: torch.Generator) -> None:
+    def begin(
+        self, model: nn.Module, total_steps: int, generator: torch.Generator, settle_by: int | None = None
+    ) -> None:
+        draw_masks_(model, generator)
+        self._plan(model, total_steps)
+
+    def load_state(
+        self, model: nn.Module, total_steps: int, state: Mapping[str, Tensor], settle_by: int | None = None
+    ) -> None:
+        self._plan(model, total_steps)
+
+    def _plan(self, model: nn.Module, total_steps: int) -> None:
         self._layers = targets(model)
         self._holder = Holder(self._layers)
-        draw_masks_(model, generator)
         self._t_end = self.end * total_steps
         self._interval = self.interval or max(1, min(100, int(self._t_end) // 11))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nas.training.methods.base import Holder, SparsityMethod, targets
 from ops.layers import draw_masks_
@@ -15,8 +17,15 @@ class Static(SparsityMethod):
     Source: random pruning at initialisation, Liu et al. 2022 (arXiv:2202.02643).
     """
 
-    def begin(self, model: nn.Module, total_steps: int, generator: torch.Generator) -> None:
+    def begin(
+        self, model: nn.Module, total_steps: int, generator: torch.Generator, settle_by: int | None = None
+    ) -> None:
         draw_masks_(model, generator)
+        self._holder = Holder(targets(model))
+
+    def load_state(
+        self, model: nn.Module, total_steps: int, state: Mapping[str, Tensor], settle_by: int | None = None
+    ) -> None:
         self._holder = Holder(targets(model))
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:

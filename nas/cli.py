@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas import commands_watch
 from nas.commands_hw import add_commands
 from nas.errors import NasError, RunError
 
@@ -132,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     _trial_argument(sub)
     sub.add_argument("--to", metavar="DIR", required=True, help="folder to write")
     add_commands(add)
+    commands_watch.add_commands(add)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -190,7 +191,7 @@ def test_workers_that_join_are_used_and_those_that_left_are_not() -> None:
     assert all(stay.end <= 25 * SECOND for stay in executor.stays if stay.worker < 2)
     assert executor.capacity == 3
     overlaps = sorted((stay.worker, stay.start, stay.end) for stay in executor.stays)
-    assert all(a[2] <= b[1] for a, b in zip(overlaps, overlaps[1:]) if a[0] == b[0])
+    assert all(a[2] <= b[1] for a, b in itertools.pairwise(overlaps) if a[0] == b[0])
     assert executor.utilisation <= 1
 
 
@@ -261,5 +262,5 @@ def test_a_slow_driver_leaves_workers_idle_where_its_time_is_charged() -> None:
     ],
 )
 def test_nonsense_is_refused(wrong: Any) -> None:
-    with pytest.raises(ConfigError, match="expected|must"):
+    with pytest.raises(ConfigError, match=r"expected|must"):
         wrong()

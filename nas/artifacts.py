@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ from nas.errors import EvaluationFailed, RunError
 from ops.layers import sparse_layers
 from search_spaces import Architecture
 
+WEIGHTS = "weights.safetensors"
+
 
 def trial_folder(run_folder: Path, trial: int) -> Path:
     """Where a trial's files are, whether they exist or not."""
     return run_folder / "artifacts" / f"{trial:05d}"
+
+
+def checkpoint_folder(run_folder: Path, trial: int) -> Path:
+    """Where the checkpoints of a trial's training are while it is not finished."""
+    return run_folder / "checkpoints" / f"{trial:05d}"
 
 
 def write_artifacts(
@@ -33,7 +41,7 @@ def write_artifacts(
     *,
     model: nn.Module | None,
     history: Sequence[dict[str, Any]],
-    plan: pd.DataFrame,
+    plan: pd.DataFrame | str,
 ) -> Path:
     """Write all files of a trial; an earlier attempt's are replaced as a whole.
 
@@ -43,7 +51,7 @@ def write_artifacts(
         architecture: what was built.
         model: trained network, weights and masks are kept; None for a trial that was never trained.
         history: one row per epoch.
-        plan: one row per executed operation.
+        plan: one row per executed operation; or the text of plan.csv.
 
     Raises:
         RunError: the folder cannot be written (full disk, no rights).
@@ -55,9 +63,9 @@ def write_artifacts(
         scratch.mkdir(parents=True)
         (scratch / "architecture.json").write_text(architecture.to_json() + "\n")
         pd.DataFrame(list(history)).to_csv(scratch / "history.csv", index=False)
-        plan.to_csv(scratch / "plan.csv", index=False)
+        (scratch / "plan.csv").write_text(plan if isinstance(plan, str) else plan_text(plan))
         if model is not None:
-            save_model(model, str(scratch / "weights.safetensors"))
+            save_model(model, str(scratch / WEIGHTS))
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
@@ -69,6 +77,11 @@ def write_artifacts(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def plan_text(plan: pd.DataFrame) -> str:
+    """A plan as it stands in plan.csv."""
+    return plan.to_csv(index=False)
 
 
 def write_plan(run_folder: Path, trial: int, plan: pd.DataFrame) -> None:
@@ -94,15 +107,34 @@ def load_weights(run_folder: Path, trial: int, model: nn.Module) -> None:
     """Load the trained weights and masks of a trial into a freshly built network, in place.
 
     Raises:
-        RunError: the trial has no weights (never trained, or failed), or they do not fit.
+        RunError: the trial has no weights (never trained, failed, or not kept), or they do not fit.
     """
-    path = trial_folder(run_folder, trial) / "weights.safetensors"
+    path = trial_folder(run_folder, trial) / WEIGHTS
     if not path.is_file():
+        if _was_trained(path.parent):
+            raise RunError(
+                f'trial {trial} was trained, but its weights were not kept ({path} is missing): run.keep_weights = "front" keeps '
+                'those of the front and of one-shot searches only. Search with run.keep_weights = "all", or train it again in '
+                "another run"
+            )
         raise RunError(f"trial {trial} has no weights ({path} is missing): it failed or was never trained")
     try:
         load_model(model, str(path))
     except Exception as error:  # safetensors raises its own, torch RuntimeError: both mean a damaged or foreign file
         raise RunError(f"{path}: does not fit the network of trial {trial}: {error}") from error
+
+
+def remove_weights(run_folder: Path, trial: int) -> None:
+    """Remove the trained weights of a trial; its other files stay. Nothing happens if there are none, or they cannot be removed."""
+    with suppress(OSError):
+        (trial_folder(run_folder, trial) / WEIGHTS).unlink(missing_ok=True)
+
+
+def _was_trained(folder: Path) -> bool:
+    try:
+        return len((folder / "history.csv").read_text().splitlines()) > 1
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def load_initial(path: Path, model: nn.Module) -> None:
@@ -148,6 +180,8 @@ def clean_scratch(run_folder: Path) -> None:
     patterns = (
         "artifacts/.*",
         "artifacts/*/.plan.csv.*",
+        "checkpoints/.*",
+        "checkpoints/*/.*",
         "oneshot/.*",
         "oneshot/*/.*",
         ".exported.*",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from nas.searchers.base import (
@@ -17,6 +18,7 @@ from nas.searchers.base import (
     Proposal,
     Searcher,
     TrialLike,
+    changed_positions,
     check_option,
     mutants,
     rng,
@@ -112,7 +114,7 @@ class TPE(_OptunaSearcher):
         from optuna.samplers import TPESampler
 
         outcomes = self.outcomes(history)
-        if sum(outcome.known for outcome in outcomes) < self.startup:
+        if sum(1 for _ in islice((o for o in outcomes if o.known), self.startup)) < self.startup:
             return Proposal(self.draw_random(index, avoid))
         self._optuna.update(history, outcomes)
         self._regroup()
@@ -209,14 +211,18 @@ class NSGA2(_OptunaSearcher):
         check_option(self.name, "crossover", crossover, 0, 1, whole=False)
         check_option(self.name, "asks", asks, 1)
         self.population, self.crossover, self.asks = population, crossover, asks
+        self._counted: list[Outcome] = []
+        self._member_of: list[int | None] = []  # generation of each of those, if it has a result
+        self._members: dict[int, int] = {0: 0}  # generation -> results
+        self._parents: dict[int, tuple[int, TrialLike, list[tuple[int, int]]]] = {}
 
     def propose(self, history: Sequence[TrialLike], index: int, avoid: Avoid = lambda digest: False) -> Proposal:
         outcomes = self.outcomes(history)
-        generation = self._generation(history, outcomes)
+        generation = self._generation(outcomes, history)
         if generation == 0:
             return Proposal(self.draw_random(index, avoid), {"generation": 0})
         note: dict[str, Any] = {"generation": generation}
-        parents = _recorded_parents(history, generation)
+        parents = self._recorded(history, generation)
         if parents is None:
             parents = self._select(history, outcomes, generation)
             note["parents"] = [history[position].index for position in parents]
@@ -236,15 +242,38 @@ class NSGA2(_OptunaSearcher):
                 return Proposal(architecture, note)
         return Proposal(self._near(architecture, index, avoid), note)
 
-    def _generation(self, history: Sequence[TrialLike], outcomes: Sequence[Outcome]) -> int:
-        """The latest generation with a result, or the next if that is full."""
-        counts: dict[int, int] = {0: 0}
-        for trial, outcome in zip(history, outcomes):
-            if outcome.known:
-                generation = int(trial.sampler.get("generation", 0))
-                counts[generation] = counts.get(generation, 0) + 1
-        latest = max(counts)
-        return latest + (counts[latest] >= self.population)
+    def _generation(self, outcomes: Sequence[Outcome], history: Sequence[TrialLike]) -> int:
+        """The latest generation with a result, or the next if that is full. Counted anew only where something changed."""
+        if len(outcomes) < len(self._counted):
+            self._counted, self._member_of, self._members = [], [], {0: 0}
+        for position in changed_positions(self._counted, outcomes):
+            outcome = outcomes[position]
+            generation = int(history[position].sampler.get("generation", 0)) if outcome.known else None
+            if position == len(self._counted):
+                self._counted.append(outcome)
+                self._member_of.append(None)
+            before = self._member_of[position]
+            if before is not None:
+                self._members[before] -= 1
+            if generation is not None:
+                self._members[generation] = self._members.get(generation, 0) + 1
+            self._counted[position], self._member_of[position] = outcome, generation
+        latest = max(generation for generation, count in self._members.items() if count or not generation)
+        return latest + (self._members[latest] >= self.population)
+
+    def _recorded(self, history: Sequence[TrialLike], generation: int) -> list[int] | None:
+        """`_recorded_parents`, remembered as long as the trials it was read from are there."""
+        known = self._parents.get(generation)
+        if known is not None and all(p < len(history) and history[p].index == index for p, index in known[2]):
+            where, trial, found = known
+            if where < len(history) and history[where] is trial:
+                return [position for position, _ in found]
+        recorded = _recorded_parents(history, generation)
+        if recorded is not None:
+            where, positions = recorded
+            self._parents[generation] = (where, history[where], [(p, history[p].index) for p in positions])
+            return positions
+        return None
 
     def _select(self, history: Sequence[TrialLike], outcomes: Sequence[Outcome], generation: int) -> list[int]:
         """Positions of the best `population` of the last generation and its parents, by Optuna's elitist selection."""
@@ -256,7 +285,7 @@ class NSGA2(_OptunaSearcher):
             for position, (trial, outcome) in enumerate(zip(history, outcomes))
             if outcome.known and int(trial.sampler.get("generation", 0)) == generation - 1
         }
-        candidates = sorted(last | set(_recorded_parents(history, generation - 1) or ()))
+        candidates = sorted(last | set(self._recorded(history, generation - 1) or ()))
         trials = self._optuna.storage.trials
 
         class Elite(NSGAIISampler):
@@ -288,12 +317,12 @@ class NSGA2(_OptunaSearcher):
         return {parameter: code for parameter, code in child.items() if generator.random() >= rate}
 
 
-def _recorded_parents(history: Sequence[TrialLike], generation: int) -> list[int] | None:
-    """Positions of the parents of a generation as its first proposal recorded them; None if none did."""
-    for trial in history:
+def _recorded_parents(history: Sequence[TrialLike], generation: int) -> tuple[int, list[int]] | None:
+    """Where the first proposal of a generation is, which recorded its parents, and the positions of those; None if none did."""
+    for where, trial in enumerate(history):
         if trial.sampler.get("generation") == generation and "parents" in trial.sampler:
             wanted = set(trial.sampler["parents"])
-            return [position for position, candidate in enumerate(history) if candidate.index in wanted]
+            return where, [position for position, candidate in enumerate(history) if candidate.index in wanted]
     return None
 
 

@@ -94,6 +94,11 @@ class LocalExecutor:
         """Process ids of the workers, for whoever watches the machine."""
         return [slot.process.pid for slot in self._slots]
 
+    @property
+    def ready(self) -> bool:
+        """Whether every worker had set the task up and could begin a job at the last `poll`."""
+        return all(slot.ready and not slot.leaving for slot in self._slots)
+
     def submit(self, job: Job) -> None:
         held = [slot.job for slot in self._slots if slot.job] + [waiting for waiting, _ in self._waiting]
         same = any(other.trial == job.trial for other in held)

@@ -7,6 +7,7 @@ dot are scratch and stay. Knows no engine: the bytes travel as the executor like
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ from nas.errors import RunError
 
 RUN_ID = "run.id"
 """File in a run's folder by which a worker knows that it sees the same folder as the driver."""
+
+_NUMBERS = itertools.count()  # a process may have several
 
 Files = dict[str, bytes | None]
 """Path below the run's folder -> content; None: the file is gone."""
@@ -91,7 +94,7 @@ def unpack(folder: Path, files: Mapping[str, bytes | None]) -> None:
 class Workplace:
     """Where the jobs of one worker read and write: the run's folder if this machine sees it, else a scratch folder.
 
-    A scratch folder is this process's own, below `scratch` (default: the machine's temporary folder), and is removed with the
+    A scratch folder is this object's own, below `scratch` (default: the machine's temporary folder), and is removed with the
     object; one that a killed process left is removed by the next worker of the same run on this machine.
 
     Args:
@@ -114,7 +117,7 @@ class Workplace:
         try:
             base.mkdir(parents=True, exist_ok=True)
             _sweep(base, identity)
-            self.folder = base / f"nas-{identity}-{os.getpid()}"
+            self.folder = base / f"nas-{identity}-{next(_NUMBERS)}-{os.getpid()}"
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(

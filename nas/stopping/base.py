@@ -103,7 +103,7 @@ def is_comparison(trial: Described) -> bool:
 
 def plain(value: float) -> float:
     """A value as rules compare it: `WORST` in place of NaN and infinities."""
-    return float(value) if math.isfinite(value) else WORST
+    return float(value) + 0.0 if math.isfinite(value) else WORST  # -0.0 and 0.0 would differ in print
 
 
 def at_intervals(first: int, interval: int, epochs: int) -> list[int]:

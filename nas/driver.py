@@ -42,6 +42,7 @@ from nas.searchers import SEARCHERS, Proposal, Searcher, fitted_options, make_se
 from nas.searchers.dense import is_density
 from nas.setup import make_data, make_space
 from nas.store import Store
+from nas.tensorboard import TensorBoard, library
 from nas.training.trainer import check_training
 from nas.verify import verify_front
 from search_spaces import Architecture, Space, SpaceError
@@ -145,6 +146,8 @@ class _Search:
                 "trial_timeout_s: cannot be enforced for a space or data given as objects, which run in this process; "
                 "name them in the config, or set it to 0"
             )
+        if config.run.tensorboard:
+            library()  # missing: said before anything is made
         self.quiet = quiet
         self.storage = storage
         self.data: Data = (
@@ -183,7 +186,8 @@ class _Search:
         dense, why_not = self._dense_baseline()
         if dense is not None:
             totals["dense"], searchers["dense"] = self.config.search.dense_baselines, dense
-        with SearchProgress(totals, self.config.objectives, quiet=self.quiet) as progress:
+        also = TensorBoard(self.folder, store.curve) if self.config.run.tensorboard else None
+        with SearchProgress(totals, self.config.objectives, quiet=self.quiet, also=also) as progress:
             if why_not:
                 progress.message(f"no dense baseline: {why_not}")
             if store.get_meta("finished"):

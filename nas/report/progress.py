@@ -198,7 +198,7 @@ class SearchProgress:
         console: where to; default standard error.
         every_s: off a terminal, seconds between two lines.
         clock: seconds, monotonic.
-        also: is told of trials and supernets, too.
+        also: is told of trials and supernets, too, until it raises an OSError.
     """
 
     def __init__(
@@ -251,8 +251,7 @@ class SearchProgress:
     def trial_progress(self, trial: Trial, info: dict[str, Any]) -> None:
         """A trial says how far it is: {"epoch", "epochs"} or {"stage"}."""
         self.tally.progressed(trial, info)
-        if self._also is not None:
-            self._also.trial_progress(trial, info)
+        self._tell("trial_progress", trial, info)
         self._tick()
 
     def trial_lost(self, trial: Trial) -> None:
@@ -270,8 +269,7 @@ class SearchProgress:
     def trial_finished(self, trial: Trial) -> None:
         """A trial is complete, infeasible, stopped or failed."""
         self.tally.finished(trial)
-        if self._also is not None:
-            self._also.trial_finished(trial)
+        self._tell("trial_finished", trial)
         if trial.state == "failed" and trial.copy_of is None:
             self.message(f"trial {trial.trial} failed: {last_line(trial.error)}")
         self._tick()
@@ -290,8 +288,7 @@ class SearchProgress:
         """A supernet says how far it is: {"phase", "epoch", "epochs", "done", "accuracy"}."""
         if self._stage is not None:
             self._stage.progressed(job, info)
-        if self._also is not None:
-            self._also.stage_progress(job, info)
+        self._tell("stage_progress", job, info)
         self._tick()
 
     def stage_finished(self, job: str, *, failed: bool = False) -> None:
@@ -311,6 +308,16 @@ class SearchProgress:
         """Say something that stays on the screen."""
         if not self._quiet:
             self._print(text)
+
+    def _tell(self, what: str, *args: Any) -> None:
+        """Tell whoever listens; a search does not end because its listener cannot write."""
+        try:
+            if self._also is not None:
+                getattr(self._also, what)(*args)
+        except OSError as error:
+            listener = type(self._also).__name__
+            self._also = None
+            self.message(f"{listener} gets nothing more in this start: {error}")
 
     def _tick(self, *, now: bool = False) -> None:
         if self._live is None and not self._quiet and (now or self._clock() - self._last >= self._every_s):

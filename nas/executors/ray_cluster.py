@@ -155,8 +155,8 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"address {where}: no Ray cluster answers there ({error.strerror if isinstance(error, OSError) and error.strerror else error}); "
-            "check host and port (of ray start --head: 6379), that the head node runs, and firewalls"
+            f"address {where}: no Ray cluster answers there ({getattr(error, 'strerror', None) or error}); check host and "
+            "port (of ray start --head: 6379), that the head node runs, and firewalls"
         ) from error
 
 

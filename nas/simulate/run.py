@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ def simulate(
     progress: bool = False,
     start_s: float = 0.0,
     charge_driver: bool = False,
+    on_finished: Callable[[Trial], None] = lambda trial: None,
 ) -> Simulation:
     """Search as `nas.search` does, with trainings replayed from a table on a virtual clock.
 
@@ -145,6 +146,7 @@ def simulate(
         progress: an event after every epoch, as real trainings send them.
         start_s: virtual seconds that every job takes before it trains.
         charge_driver: let the virtual clock run while the loop is at work (see `SimulatedExecutor`).
+        on_finished: called after every final state.
 
     Raises:
         RunError: all workers left before the search was done.
@@ -181,6 +183,7 @@ def simulate(
                 epochs=table.epochs,
                 progress=watch,
                 stopping=stopping,
+                on_finished=on_finished,
             )
             loop.run()
         driver_s = time.perf_counter() - began

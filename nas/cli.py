@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         help="table for people, csv or json with everything",
     )
     sub.add_argument("--limit", metavar="N", type=_positive, help="only the last N rows (of the table)")
+    sub.add_argument("--watch", action="store_true", help="show the table again and again until the run is finished")
 
     sub = add("pareto", _pareto, "The non-dominated networks of a run, as a table and as a picture.")
     _run_argument(sub)
@@ -226,7 +227,9 @@ def _results(arguments: argparse.Namespace) -> None:
     from nas.report.tables import format_frame, results_sheet
 
     run = _load(arguments)
-    if arguments.format == "table":
+    if arguments.watch:
+        commands_watch.watch_results(run, arguments.limit)
+    elif arguments.format == "table":
         print_sheet(results_sheet(run.frame(), run.objectives, limit=arguments.limit, title=f"{run.name}: all trials"))
         for compared in comparison_sheets(run):
             print()

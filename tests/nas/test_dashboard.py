@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,8 +22,10 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from nas.cli import main
+from nas.commands_watch import watch_results
 from nas.config import load_config
 from nas.dashboard.export import export_study
 from nas.dashboard.server import RunStorage
@@ -247,3 +251,23 @@ def test_the_real_pages_show_the_run_follow_it_and_end_with_ctrl_c(run: Run) -> 
             assert server.wait(20) == 0
         finally:
             server.kill()
+
+
+def test_results_are_shown_again_until_the_run_is_finished(run: Run, capsys: Any) -> None:
+    assert main(["results", str(run.folder), "--watch"]) == 2
+    assert "expected a terminal" in capsys.readouterr().err
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=40, color_system=None)
+    watched = threading.Thread(target=watch_results, args=(run, None, console, 0.1))
+    watched.start()
+    with Store.open(run.folder / "run.db") as store:
+        until = time.monotonic() + 30
+        while "1 running" not in out.getvalue():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        finish(store, store.trial(11), one("complete"))
+        store.set_meta("finished", True)
+    watched.join(30)
+    assert not watched.is_alive()
+    assert "finished" in out.getvalue()
+    assert "running" not in out.getvalue().rpartition("made: ")[2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+import uuid
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from typing import Any, Self
 
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nas.errors import ConfigError, EvaluationFailed, NasError
 from nas.executors import ray_worker
@@ -99,19 +101,9 @@ class RayExecutor:
             "runtime_env": {"env_vars": environment},
         } | ({} if placement.gpus else {"max_calls": 0})
         self._run = ray.remote(**self._options)(ray_worker.run)
-        self._mailbox = (
-            ray.remote(ray_worker.Mailbox)
-            .options(
-                num_cpus=0,
-                max_restarts=-1,
-                scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                    ray.get_runtime_context().get_node_id(), soft=True
-                ),
-                runtime_env={"env_vars": environment},
-            )
-            .remote()
-        )
-        self._letters = self._mailbox.take.remote(LETTERS_S)
+        self._box = uuid.uuid4().hex
+        self._mailbox = _mailbox(environment)
+        self._letters = self._mailbox.take.remote(self._box, LETTERS_S)
 
     @property
     def capacity(self) -> int:
@@ -150,7 +142,7 @@ class RayExecutor:
             for held in list(self._held.values()):
                 self._forget(held)
             with suppress(ray.exceptions.RayError):
-                ray.kill(self._mailbox)
+                self._mailbox.drop.remote(self._box)
             self._nodes.close()
         self._held.clear()
         self._last_resort.detach()
@@ -175,6 +167,7 @@ class RayExecutor:
             if not self._setup_files and placement.setup_needs:
                 self._setup_files.append(ray.put(pack(placement.folder, placement.setup_needs)))
         order = ray_worker.Order(
+            box=self._box,
             token=next(self._tokens),
             key=self._key,
             task=self._task,
@@ -186,10 +179,24 @@ class RayExecutor:
             setup_files=self._setup_files if files is not None else [],
             scratch=self._scratch,
         )
+        self._held[order.token] = _Held(job, payload, order.token, self._launch(order), time.monotonic())
+
+    # How a job gets into a process: `nas.executors.tune` replaces these three.
+
+    def _launch(self, order: ray_worker.Order) -> Any:
+        """Start a job; returns a reference that is ready when it has ended."""
         selector = self._nodes.selector
         run = self._run.options(**selector) if selector else self._run
-        ref = run.remote(order, self._mailbox)
-        self._held[order.token] = _Held(job, payload, order.token, ref, time.monotonic())
+        return run.remote(order, self._mailbox)
+
+    def _fetch(self, ref: Any) -> dict[str, Any]:
+        """What `ray_worker.run` returned. Raises RayError: its process died."""
+        return dict(ray.get(ref))
+
+    def _kill(self, ref: Any) -> None:
+        """Stop a job, if need be with its process."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.cancel(ref, force=True)
 
     def _again(self, held: _Held) -> None:
         self._start(held.job, held.payload, held.token)
@@ -198,8 +205,7 @@ class RayExecutor:
         """Stop a job, whose events are of no more interest."""
         self._held.pop(held.token, None)
         if held.answer is None:
-            with suppress(ray.exceptions.RayError, ValueError):
-                ray.cancel(held.ref, force=True)
+            self._kill(held.ref)
 
     def _deadlines(self) -> list[float]:
         now, found = time.monotonic(), []
@@ -262,7 +268,7 @@ class RayExecutor:
         except ray.exceptions.RayError:  # the mailbox died and Ray starts it again; what was in it is gone
             letters = []
             time.sleep(0.05)
-        self._letters = self._mailbox.take.remote(LETTERS_S)
+        self._letters = self._mailbox.take.remote(self._box, LETTERS_S)
         for letter in letters:
             held = self._held.get(letter["token"])
             if letter["kind"] == "seated":
@@ -290,7 +296,7 @@ class RayExecutor:
 
     def _answered(self, held: _Held, events: list[Event]) -> None:
         try:
-            held.answer = ray.get(held.ref)
+            held.answer = self._fetch(held.ref)
             held.answered = time.monotonic()
         except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError) as error:
             self._broken = self._broken or EvaluationFailed(
@@ -302,7 +308,7 @@ class RayExecutor:
             kind = "node died" if isinstance(error, ray.exceptions.NodeDiedError) else "process died"
             held.answer = {"kind": kind, "reason": _first_lines(error), "reports": float("inf")}
             held.answered = time.monotonic()
-            self._mailbox.push.remote({"token": held.token, "kind": "last"})
+            self._mailbox.push.remote(self._box, {"token": held.token, "kind": "last"})
 
     def _lose(self, held: _Held, reason: str, events: list[Event]) -> None:
         """The process of a job died: the job is lost if it had begun; else it is the setup that kills."""
@@ -361,6 +367,29 @@ class RayExecutor:
         """
         if files and self._placement.folder is not None:
             unpack(self._placement.folder, files)
+
+
+_mailboxes: dict[str, Any] = {}
+"""The handle of this connection's mailbox, by the name of its Ray job: the actor ends when nobody has a handle."""
+
+
+def _mailbox(environment: Mapping[str, str]) -> Any:
+    """The mailbox of this process's connection, on this node; made when it is first asked for."""
+    context = ray.get_runtime_context()
+    job = context.get_job_id() + context.gcs_address
+    if job not in _mailboxes:
+        _mailboxes.clear()
+        _mailboxes[job] = (
+            ray.remote(ray_worker.Mailbox)
+            .options(
+                num_cpus=0,
+                max_restarts=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True),
+                runtime_env={"env_vars": dict(environment)},
+            )
+            .remote()
+        )
+    return _mailboxes[job]
 
 
 def _first_lines(error: BaseException, lines: int = 2) -> str:

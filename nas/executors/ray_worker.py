@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +39,38 @@ Letter = dict[str, Any]
 
 
 class Mailbox:
-    """An actor beside the driver: jobs push letters, the driver takes them."""
+    """An actor beside the driver: jobs push letters, the driver takes them. Every executor has its own box in it."""
 
     def __init__(self) -> None:
-        self._letters: list[Letter] = []
-        self._news = asyncio.Event()
+        self._boxes: dict[str, _Box] = {}
 
-    async def push(self, letter: Letter) -> None:
+    async def push(self, box: str, letter: Letter) -> None:
         """Add a letter. Ray does not promise that those of one job arrive in order."""
-        self._letters.append(letter)
-        self._news.set()
+        found = self._boxes.setdefault(box, _Box())
+        found.letters.append(letter)
+        found.news.set()
 
-    async def take(self, wait_s: float) -> list[Letter]:
+    async def take(self, box: str, wait_s: float) -> list[Letter]:
         """All letters since the last call; waits for one, `wait_s` at most."""
-        if not self._letters:
+        found = self._boxes.setdefault(box, _Box())
+        if not found.letters:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait_s)
-        self._news.clear()
-        letters, self._letters = self._letters, []
+                await asyncio.wait_for(found.news.wait(), wait_s)
+        found.news.clear()
+        letters, found.letters = found.letters, []
         return letters
+
+    async def drop(self, box: str) -> None:
+        """Throw a box away."""
+        found = self._boxes.pop(box, None)
+        if found is not None:
+            found.news.set()
+
+
+@dataclass
+class _Box:
+    letters: list[Letter] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,8 @@ class Order:
     """One job, and what its process needs to set itself up.
 
     Attributes:
-        token: number of this submission; no other has it.
+        box: of the executor in the mailbox.
+        token: number of this submission; no other of the executor has it.
         key: of the task and its setup; equal keys share a process.
         task: "module:function".
         setup: encoded.
@@ -77,6 +91,7 @@ class Order:
         scratch: where scratch folders are made; "" for the machine's temporary folder.
     """
 
+    box: str
     token: int
     key: str
     task: str
@@ -140,7 +155,7 @@ def _sit(order: Order, workplace: Workplace, here: Mapping[str, Any], mailbox: A
     if _seat is not None and _seat.key == order.key:
         return _seat
     facts = {key: here[key] for key in ("node", "host")} | {"pid": os.getpid(), "versions": versions()}
-    mailbox.push.remote({"token": order.token, "kind": "seated", "shared": workplace.shared, **facts})
+    mailbox.push.remote(order.box, {"token": order.token, "kind": "seated", "shared": workplace.shared, **facts})
     _seat = None
     gc.collect()  # what the last task held
     setup = decode(order.setup)
@@ -163,7 +178,7 @@ def _evaluate(order: Order, seat: _Seat, mailbox: Any) -> dict[str, Any]:
     reports = 0
     begun = {"token": order.token, "kind": "begun", "node": ray.get_runtime_context().get_node_id()}
     with suppress(ray.exceptions.RayError):
-        ray.get(mailbox.push.remote(begun), timeout=BEGUN_S)  # before anything the job may do to its process
+        ray.get(mailbox.push.remote(order.box, begun), timeout=BEGUN_S)  # before anything the job may do to its process
 
     def report(info: dict[str, Any]) -> None:
         nonlocal reports
@@ -173,7 +188,7 @@ def _evaluate(order: Order, seat: _Seat, mailbox: Any) -> dict[str, Any]:
                 return
             files = seat.workplace.changes()
             sent = mailbox.push.remote(
-                {"token": order.token, "kind": "progress", "number": reports, "body": body, "files": files}
+                order.box, {"token": order.token, "kind": "progress", "number": reports, "body": body, "files": files}
             )
             reports += 1
             if reports % ACKNOWLEDGE_EVERY == 0:

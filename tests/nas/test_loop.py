@@ -10,7 +10,7 @@ import pytest
 
 from nas.errors import RunError
 from nas.executors.base import Event, Job
-from nas.loop import MAX_LOST, SearchLoop
+from nas.loop import MAX_BLAMELESS, MAX_LOST, SearchLoop
 from nas.searchers import make_searcher
 from nas.store import Store, Trial
 from search_spaces import get_space
@@ -195,3 +195,90 @@ def test_a_folder_that_cannot_be_written_stops_the_run_and_keeps_the_trial_open(
     with pytest.raises(RunError, match="no space left"):
         running.run()
     assert [t.state for t in store.trials()] == ["running"]
+
+
+class Cluster(Script):
+    """Holds nothing while it has no workers; its capacity at each look is what the test says."""
+
+    def __init__(self, answer: Any, capacities: list[int]) -> None:
+        super().__init__(answer, capacities[0])
+        self.capacities = capacities[1:]
+
+    def poll(self, timeout_s: float = 0.0) -> list[Event]:
+        if self.capacities:
+            self.capacity = self.capacities.pop(0)
+        return super().poll(timeout_s)
+
+
+def test_a_loop_without_workers_waits_says_so_once_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("nas.loop.time.sleep", slept.append)
+    running, silent = loop(store, Cluster(done, [0, 0, 0, 2, 2]), {"random": 4})
+    running.run()
+    assert [t.state for t in store.trials()] == ["complete"] * 4
+    assert len(slept) == 3
+    assert all(0.4 < s <= 0.5 for s in slept)
+    assert len([m for m in silent.messages if "no worker" in m and "nas worker" in m]) == 1
+    assert silent.seen[0] == (0, 0)
+    assert (2, 2) in silent.seen
+    assert all(one != two for one, two in zip(silent.seen, silent.seen[1:], strict=False)), "only changes are told"
+
+
+def test_capacity_below_what_is_held_neither_ends_nor_overfills(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nas.loop.time.sleep", lambda s: None)
+    looks: list[tuple[int, int]] = []
+
+    def answer(job: Job) -> Event | None:
+        return None if len(looks) < 6 else done(job)
+
+    class Shrinking(Cluster):
+        def submit(self, job: Job) -> None:
+            assert len(self.waiting) < self.capacity
+            super().submit(job)
+
+        def poll(self, timeout_s: float = 0.0) -> list[Event]:
+            looks.append((len(self.waiting), self.capacity))
+            return super().poll(timeout_s)
+
+    running, silent = loop(store, Shrinking(answer, [3, 3, 1, 0, 0, 0, 0, 1, 0, 1]), {"random": 6})
+    running.run()
+    assert [t.state for t in store.trials()] == ["complete"] * 6
+    assert (3, 0) in looks
+    assert (0, 0) in looks
+    assert len([m for m in silent.messages if "no worker" in m]) == 2
+
+
+def test_losses_that_say_nothing_of_the_trial_have_a_limit_of_their_own(store: Store) -> None:
+    def answer(job: Job) -> Event:
+        blameless = {"blameless": True} if job.attempt % 2 else {}
+        if job.attempt in (2, 4) or (job.attempt % 2 and job.attempt < 12):
+            return Event("lost", job.trial, job.attempt, blameless, "the node left", 0.1)
+        return done(job)
+
+    loop(store, Script(answer), {"random": 1})[0].run()
+    (trial,) = store.trials()
+    assert trial.state == "complete"
+    assert trial.attempts == 6  # lost twice by itself, three times blameless
+
+
+def test_blameless_losses_do_not_go_on_for_ever(store: Store) -> None:
+    gone = Script(lambda job: Event("lost", job.trial, job.attempt, {"blameless": True}, "the node left", 0.1))
+    loop(store, gone, {"random": 1})[0].run()
+    (trial,) = store.trials()
+    assert trial.state == "failed"
+    assert trial.attempts == MAX_BLAMELESS
+    assert f"{MAX_BLAMELESS} times" in (trial.error or "")
+
+
+def test_a_listener_may_leave_workers_out(store: Store) -> None:
+    running, _ = loop(store, Script(done), {"random": 1})
+
+    class Plain:
+        def __getattr__(self, name: str) -> Any:
+            if name == "workers":
+                raise AttributeError(name)
+            return lambda *_: None
+
+    running.progress = Plain()
+    running.run()
+    assert store.trial(0).state == "complete"

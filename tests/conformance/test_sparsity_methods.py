@@ -1,4 +1,5 @@
-"""Laws of every sparsity method: exact counts, pruned weights that stay zero, one result per seed, dense means untouched.
+"""Laws of every sparsity method: exact counts, pruned weights that stay zero, one result per seed, dense means untouched, and a
+training that is interrupted and gone on with like one that never was.
 
 A new method in `METHODS` is tested without a line here. Only a method whose counts change on the way adds a plan to `PLANS`, and
 one that is given its masks has them drawn by `given`.
@@ -7,15 +8,20 @@ one that is given its masks has them drawn by `given`.
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nas.checkpoint import Checkpoints
 from nas.data import Data, from_datasets
-from nas.training import METHODS, TrainConfig, make_method, train
+from nas.training import METHODS, TrainConfig, TrainResult, make_method, train
 from nas.training.methods import SparsityMethod
 from nas.training.methods.base import slots_of, targets
 from nas.training.methods.fixed import Fixed
@@ -109,22 +115,28 @@ def run(
     *,
     steps: int = STEPS,
     seed: int = 0,
+    settle_by: int | None = None,
 ) -> None:
     """A bare training loop, as the interface prescribes it; `check` sees the model at every step boundary."""
     given("fixed" if isinstance(method, Fixed) else "", model, seed)
-    method.begin(model, steps, torch.Generator().manual_seed(seed))
+    method.begin(model, steps, torch.Generator().manual_seed(seed), settle_by)
     check(0)
     for step in range(steps):
-        x, y = batch(step)
-        method.before_step(step)
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        if not method.after_backward(step, optimizer):
-            optimizer.step()
-        method.after_step(step, optimizer)
+        step_once(model, method, optimizer, step)
         check(step + 1)
     method.finish()
+
+
+def step_once(model: nn.Module, method: SparsityMethod, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """One step as the interface prescribes it."""
+    x, y = batch(step)
+    method.before_step(step)
+    loss = F.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    if not method.after_backward(step, optimizer):
+        optimizer.step()
+    method.after_step(step, optimizer)
 
 
 def toy_data() -> Data:
@@ -132,6 +144,50 @@ def toy_data() -> Data:
     x, y = torch.randn(120, 1, 6, 6, generator=generator), torch.arange(120) % 3
     x[torch.arange(120), 0, y, y] += 3.0
     return from_datasets((x, y))
+
+
+EPOCHS = 8
+"""Of 7 steps: under the default schedule hydra's scores are trained from step 28 to 39, in epochs 5 and 6."""
+
+
+def training(name: str, optimizer: str) -> TrainConfig:
+    return TrainConfig(
+        epochs=EPOCHS, batch_size=16, optimizer=optimizer, method=name, device="cpu", lr=0.01, augment=("crop", "flip")
+    )
+
+
+def fresh(name: str) -> nn.Module:
+    """A network with dropout and batch norm, both of which a training must go on with as they were."""
+    model = given(name, network("2x2", seed=4), seed=3)
+    model.insert(9, nn.Dropout(0.3))
+    return model
+
+
+def compared(result: TrainResult, model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """All that must be equal: the history but for its times, and every tensor of the model."""
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+    return rows, {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_same(one: tuple[Any, dict[str, torch.Tensor]], two: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    assert one[0] == two[0]
+    for key in one[1]:
+        assert torch.equal(one[1][key], two[1][key]), key
+
+
+def trained_in_parts(name: str, optimizer: str, pauses: list[int], **more: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Train with a fresh model and a fresh trainer after every pause."""
+    state, data = None, toy_data()
+    for until in [*pauses, None]:
+        model = fresh(name)
+        with torch.no_grad():
+            for parameter in model.parameters() if state is not None else ():
+                parameter.fill_(torch.nan)  # what the state does not bring back is seen
+        torch.manual_seed(17)
+        result = train(model, data, training(name, optimizer), seed=3, until=until, resume=state, **more)
+        state = result.state
+    assert state is None
+    return compared(result, model)
 
 
 @pytest.fixture(params=list(METHODS))
@@ -257,6 +313,102 @@ class TestSparsityMethodLaws:
         assert ours.val_loss == theirs.val_loss
         for (key, a), (_, b) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
             assert torch.equal(a, b), key
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_interrupted_after_any_epoch_it_ends_as_if_it_never_was(self, name, optimizer):
+        whole = trained_in_parts(name, optimizer, [])
+        for pause in range(1, EPOCHS):
+            assert_same(whole, trained_in_parts(name, optimizer, [pause]))
+
+    @pytest.mark.parametrize("settle", [None, 3])
+    def test_interrupted_after_every_epoch_it_ends_as_if_it_never_was(self, name, settle):
+        whole = trained_in_parts(name, "adamw", [], settle_epochs=settle)
+        assert_same(whole, trained_in_parts(name, "adamw", list(range(1, EPOCHS)), settle_epochs=settle))
+
+    def test_its_state_between_two_steps_is_all_it_needs(self, name):
+        """The bare loop, left after every single step: schedules are in steps, and no step is special."""
+        whole, steps = network("2x2"), 20
+        optimizer = torch.optim.SGD(whole.parameters(), 0.1, momentum=0.9)
+        states: list[Any] = []
+        method = make_method(name)
+
+        def keep(steps_done):
+            states.append(copy.deepcopy((whole.state_dict(), optimizer.state_dict(), method.state())))
+
+        run(whole, method, optimizer, keep, steps=steps)
+        for left in range(1, steps):
+            model = network("2x2", seed=9)
+            model.load_state_dict(states[left][0])
+            made = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            made.load_state_dict(copy.deepcopy(states[left][1]))
+            other = make_method(name)
+            other.load_state(model, steps, states[left][2])
+            step_once(model, other, made, left)
+            other.finish()
+            for key, value in states[left + 1][0].items():
+                assert torch.equal(value, model.state_dict()[key]), (left, key)
+
+    @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "channel"])
+    @pytest.mark.parametrize("settle", [1, 2, 4, EPOCHS])
+    def test_masks_have_their_final_density_by_the_epoch_that_was_asked_for(self, name, settle, pattern):
+        model, seen = given(name, network(pattern), seed=3), []
+        counts = lambda: [layer.nnz for _, layer in targets(model)]  # noqa: E731
+        result = train(
+            model,
+            toy_data(),
+            training(name, "sgd"),
+            seed=3,
+            settle_epochs=settle,
+            on_epoch=lambda row: seen.append(counts()),
+        )
+        wanted = [kept_count(layer.weight.shape, layer.density, layer.pattern) for _, layer in targets(model)]
+        for epoch in range(settle, EPOCHS + 1):
+            assert seen[epoch - 1] == wanted, epoch
+            assert result.history[epoch - 1]["density"] == result.history[-1]["density"], epoch
+
+    @pytest.mark.parametrize("settle_by", range(1, 50, 6))
+    def test_masks_settle_by_any_step(self, name, settle_by):
+        model = network("4x1")
+
+        def check(steps_done):
+            if steps_done >= settle_by:
+                for layer_name, layer in targets(model):
+                    assert layer.nnz == layer.planned_nnz, (layer_name, steps_done)
+
+        run(model, make_method(name), torch.optim.SGD(model.parameters(), 0.1), check, settle_by=settle_by)
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from nas.checkpoint import Checkpoints
+from nas.training import METHODS, TrainingState, train
+from tests.conformance.test_sparsity_methods import fresh, toy_data, training
+for name in METHODS:
+    folder = Path(sys.argv[1]) / name
+    found = Checkpoints(folder, {}).load()
+    model = fresh(name)
+    result = train(model, toy_data(), training(name, "sgd"), seed=3, resume=TrainingState(found.tensors, found.facts))
+    Checkpoints(folder, {}).save(model.state_dict(), {"history": result.history})
+"""
+
+
+def test_an_interrupted_training_goes_on_in_a_fresh_process(tmp_path):
+    for name in METHODS:  # one process for all: starting it is what takes long
+        state = train(fresh(name), toy_data(), training(name, "sgd"), seed=3, until=5).state
+        assert state is not None
+        Checkpoints(tmp_path / name, {}).save(state.tensors, state.facts)
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", OTHER_PROCESS, str(tmp_path)], check=True, timeout=300, cwd=root
+    )
+    for name in METHODS:
+        back = Checkpoints(tmp_path / name, {}).load()
+        assert back is not None
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in back.facts["history"]]
+        assert_same(trained_in_parts(name, "sgd", []), (rows, back.tensors))
 
 
 def _all_true(mask: torch.Tensor) -> None:

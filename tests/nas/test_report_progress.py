@@ -133,8 +133,8 @@ def test_the_first_round_of_many_workers_is_not_taken_for_their_rate():
     tally = Tally({"random": 10_000}, OBJECTIVES, clock)
     tally.workers(1000, 1000)
     clock.now += 3600
-    finish(tally, clock, 1000, 0.06)  # all began together: they end within a minute of each other
-    assert tally.rate() == pytest.approx(1000 / 3660, rel=0.02)
+    finish(tally, clock, 1000, 0.9)  # all began together: they end within a quarter of an hour of each other
+    assert tally.rate() == pytest.approx(1000 / 4500, rel=0.02)
 
 
 def test_at_the_end_only_the_workers_count_that_have_something_to_do():

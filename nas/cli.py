@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from nas import commands_watch
 from nas.commands_hw import add_commands
+from nas.commands_worker import add_worker
 from nas.errors import NasError, RunError
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--address", metavar="ADDR", help="of the Ray cluster: auto, HOST:6379 or ray://HOST:10001")
     _storage_argument(sub)
+    sub.add_argument(
+        "--standby",
+        action="store_true",
+        help="if another driver has the run, wait until it ends or dies, then take over",
+    )
     sub.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
     add("config", _config, "Print every key of a run file with its meaning and default: a run file to start from.")
@@ -134,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _trial_argument(sub)
     sub.add_argument("--to", metavar="DIR", required=True, help="folder to write")
     add_commands(add)
+    add_worker(add)
     commands_watch.add_commands(add)
     return parser
 
@@ -183,6 +190,7 @@ def _search(arguments: argparse.Namespace) -> None:
         executor=arguments.executor,
         address=arguments.address,
         storage=arguments.storage,
+        standby=arguments.standby,
         quiet=arguments.quiet,
     )
     print()

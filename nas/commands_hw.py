@@ -144,7 +144,7 @@ def _subject(place: Path, trial: int | None) -> _Subject:
 
     if trial is not None:
         return _of_trial(place, trial)
-    if (place / "run.db").is_file():
+    if (place / "run.db").is_file() or (place / "storage.json").is_file():
         raise RunError(
             f"{place} is a run's folder: say which trial, e.g. nas profile {place} 0 (see nas results {place})"
         )

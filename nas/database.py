@@ -6,7 +6,6 @@ PostgreSQL server each run has a schema of its own. Knows nothing of trials (`na
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -14,14 +13,17 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from nas.errors import RunError
+from nas.server import explain_server, parse_url, schema_name, server_engine, server_url, shown
+
+__all__ = ["Database", "connect", "connect_to_copy", "explain", "place", "schema_name", "server_engine", "sqlite_path"]
 
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for another process's transaction before it gives up."""
@@ -31,10 +33,11 @@ Mode = Literal["create", "write", "read"]
 
 @dataclass(frozen=True)
 class Database:
-    """An open database and its name in messages (never with a password)."""
+    """An open database and its name in messages (never with a password); whether it is on a server."""
 
     engine: Engine
     where: str
+    server: bool = False
 
 
 def sqlite_path(url_or_path: str | Path) -> Path | None:
@@ -48,7 +51,7 @@ def sqlite_path(url_or_path: str | Path) -> Path | None:
         return None
     if "://" not in text:
         return Path(text)
-    url = _parse(text)
+    url = parse_url(text)
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database))
@@ -67,7 +70,7 @@ def connect(url_or_path: str | Path, mode: Mode, run: str = "run") -> Database:
         RunError: the file is not there, or the URL is of no known kind.
     """
     path = sqlite_path(url_or_path)
-    if path is None and ("://" not in str(url_or_path) or _parse(str(url_or_path)).get_backend_name() == "sqlite"):
+    if path is None and ("://" not in str(url_or_path) or parse_url(str(url_or_path)).get_backend_name() == "sqlite"):
         return Database(_sqlite_engine("file::memory:", mode), "the database in memory")
     if path is None:
         return _connect_server(str(url_or_path), run, mode)
@@ -102,6 +105,9 @@ def connect_to_copy(path: Path) -> Database:
 
 def explain(error: Exception, where: str) -> RunError:
     """The `RunError` for what a database driver raised: cause in plain words, and the cure."""
+    at_server = explain_server(error, where)
+    if at_server is not None:
+        return at_server
     cause = str(error.orig) if isinstance(error, DBAPIError) and error.orig is not None else str(error)
     low = cause.lower()
     if "disk is full" in low or "no space left" in low:
@@ -114,8 +120,6 @@ def explain(error: Exception, where: str) -> RunError:
             f"{where}: damaged or not the database of a run ({cause}). "
             "Restore it from a copy, or start a new run in another folder"
         )
-    if "connection failed" in low or "could not connect" in low or "connection refused" in low:
-        return RunError(f"{where}: cannot be reached ({cause.strip()}). Check that the server runs, and the URL")
     if "no such table" in low or "no such column" in low or "does not exist" in low:
         return RunError(f"{where}: not the database of a run ({cause}). Check the path or URL")
     if "locked" in low:
@@ -132,16 +136,6 @@ def explain(error: Exception, where: str) -> RunError:
             "Nothing of the failed step was kept; cure the disk and start the same command again"
         )
     return RunError(f"{where}: the database refused: {cause}")
-
-
-def _parse(text: str) -> URL:
-    try:
-        return make_url(text)
-    except ArgumentError as error:
-        scheme = text.split("://", 1)[0]
-        raise RunError(
-            f'expected a file or a database URL, found "{scheme}://...", which is no URL of a database'
-        ) from error
 
 
 def _uri(path: Path, mode: str) -> str:
@@ -177,82 +171,8 @@ def _sqlite_engine(uri: str, mode: Mode) -> Engine:
     return engine
 
 
-def server_url(text: str) -> URL:
-    """The URL of a PostgreSQL server, with our driver for it.
-
-    Raises:
-        RunError: it is no URL, or one of another kind of database.
-    """
-    url = _parse(text)
-    if url.drivername in ("postgres", "postgresql"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername != "postgresql+psycopg":
-        raise RunError(
-            f"{url.render_as_string()}: expected the URL of a PostgreSQL server, found {url.drivername!r}, no such kind; write "
-            "postgresql+psycopg://user@host/database, or leave it out for a file in the run's folder"
-        )
-    return url
-
-
-def schema_name(run: str) -> str:
-    """The schema in which a run of that name lives: "run <name>"; a long name is cut and ends with a digest of all of it."""
-    whole = f"run {run}".encode()
-    if len(whole) <= 48:
-        return whole.decode()
-    return f"{whole[:48].decode(errors='ignore')} {hashlib.sha256(whole).hexdigest()[:10]}"
-
-
-def server_engine(url: str, run: str, *, create: bool = True) -> Engine:
-    """An engine whose connections work in the run's own schema of a PostgreSQL database. Nothing is connected yet.
-
-    A connection that is dead is noticed when it is taken (one question more per transaction), within about 15 s when it dies in
-    use; one that cannot be made fails within 5 s.
-
-    Args:
-        url: of the database; without a password, libpq looks into PGPASSWORD and ~/.pgpass.
-        run: the run's name.
-        create: make the schema where it is missing.
-
-    Raises:
-        RunError: no URL of a PostgreSQL server, or psycopg is missing.
-    """
-    parsed, schema = server_url(url), schema_name(run)
-    quoted = '"' + schema.replace('"', '""') + '"'
-    settings: dict[str, str | int] = {
-        "connect_timeout": 5,
-        "application_name": f"nas {run}".encode("ascii", "replace").decode()[:63],
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 4,
-        "tcp_user_timeout": 15_000,
-    }
-    try:
-        engine = create_engine(
-            parsed,
-            pool_pre_ping=True,
-            connect_args={key: value for key, value in settings.items() if key not in parsed.query},
-        )
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"{parsed.render_as_string()}: needs the Python package {error.name}; install it with "
-            "`pip install 'sparse-nas[postgres]'`"
-        ) from error
-
-    @event.listens_for(engine, "connect")
-    def _enter_schema(connection: Any, _: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,))
-            if create and cursor.fetchone() is None:
-                cursor.execute("SELECT pg_advisory_xact_lock(7268, hashtext(%s))", (schema,))  # two may come at once
-                cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
-            cursor.execute(f"SET search_path TO {quoted}")
-        connection.commit()
-
-    return engine
-
-
 def _connect_server(text: str, run: str, mode: Mode) -> Database:
-    return Database(server_engine(text, run, create=mode == "create"), server_url(text).render_as_string())
+    return Database(server_engine(text, run, create=mode == "create"), shown(server_url(text)), server=True)
 
 
 def place(temporary: Path, final: Path) -> None:

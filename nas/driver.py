@@ -6,8 +6,9 @@ Start the same command again and it goes on where it stopped; a finished run say
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from nas.executors.travel import run_id
 from nas.export import ExportError
 from nas.finish import export_trial, test_front, winner
 from nas.folder import make_folder, open_run
+from nas.keep import Keeper
 from nas.latency import check_pricing, open_table
 from nas.lock import RunLock
 from nas.loop import SearchLoop
@@ -41,6 +43,8 @@ from nas.run import GIVEN, Run, load_run
 from nas.searchers import SEARCHERS, Proposal, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
 from nas.setup import make_data, make_space
+from nas.stopping import make_rule
+from nas.storage import Storage, run_storage
 from nas.store import Store
 from nas.tensorboard import TensorBoard, library
 from nas.training.trainer import check_training
@@ -72,6 +76,7 @@ def search(
     executor: str | None = None,
     address: str | None = None,
     storage: str | None = None,
+    standby: bool = False,
     space: Callable[..., nn.Module] | Space | None = None,
     data: DataLike | None = None,
     quiet: bool = False,
@@ -86,7 +91,8 @@ def search(
         executor: overrides run.executor.
         address: overrides run.address.
         storage: URL of a PostgreSQL server in place of the file run.db, e.g. "postgresql+psycopg://user@host/name"; default the
-            environment variable NAS_STORAGE. The password is best left to ~/.pgpass or PGPASSWORD.
+            environment variable NAS_STORAGE. The password is best left to ~/.pgpass or PGPASSWORD. A run keeps its database.
+        standby: if another driver has the run, wait until it ends or dies, then take over.
         space: your own space function (or Space) in place of the config's. It then runs in this process, as objects do not
             travel to workers; name it "module:function" in the config to use several.
         data: (train, val, test) torch datasets, or a `Data`, in place of the config's; also in this process only.
@@ -117,8 +123,8 @@ def search(
         checked = replace(checked, space={**options, "name": f"{GIVEN} {name}"})
     folder = Path(out) if out is not None else Path("runs") / checked.run.name
     try:
-        where = os.environ.get("NAS_STORAGE", "") if storage is None else storage
-        return _Search(checked, folder, config_path, space, data, quiet, where).run()
+        where = run_storage(folder, checked.run.name, storage)
+        return _Search(checked, folder, config_path, space, data, quiet, where, standby).run()
     except SpaceError as error:
         raise ConfigError(f"[space] {error}") from error
 
@@ -134,7 +140,8 @@ class _Search:
         space: Callable[..., nn.Module] | Space | None,
         data: DataLike | None,
         quiet: bool,
-        storage: str,
+        storage: Storage,
+        standby: bool,
     ) -> None:
         _check_names(config)
         self.config = config
@@ -150,6 +157,7 @@ class _Search:
             library()  # missing: said before anything is made
         self.quiet = quiet
         self.storage = storage
+        self.standby = standby
         self.data: Data = (
             make_data(config) if data is None else data if isinstance(data, Data) else from_datasets(*data)
         )
@@ -157,20 +165,25 @@ class _Search:
         self.drawn = _drawn(self.space, config.run.seed)
         check_training(config.train, self.data)
         open_table().close()
-        if not _finished(folder):
+        if not _finished(folder, storage):
             check_pricing(config, config_path)
         multi_trial = [name for name in config.search.searchers if name in SEARCHERS]
         self.totals = dict.fromkeys(multi_trial, config.search.trials)
         self.searchers = {name: self._searcher(name) for name in self.totals}
-        self.stage = None if _finished(folder) else plan_stage(config, self.space, self.data)
+        self.stage = None if _finished(folder, storage) else plan_stage(config, self.space, self.data)
 
     def run(self) -> Run:
         make_folder(self.folder)
-        with RunLock(self.folder):
-            with open_run(self.folder, self.config, self.data, self.config_folder) as store:
+        wait: dict[str, Any] = {"standby": self.standby, "message": self._message}
+        with nullcontext() if self.storage.url else RunLock(self.folder, **wait):
+            with open_run(self.folder, self.config, self.data, self.config_folder, self.storage, **wait) as store:
                 clean_scratch(self.folder)
                 self._search(store)
-            return Run(self.folder, self.space)
+            return Run(self.folder, self.space, self.storage)
+
+    def _message(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
 
     # -- preparing ------------------------------------------------------------------------------------------------------
 
@@ -188,6 +201,7 @@ class _Search:
             totals["dense"], searchers["dense"] = self.config.search.dense_baselines, dense
         also = TensorBoard(self.folder, store.curve) if self.config.run.tensorboard else None
         with SearchProgress(totals, self.config.objectives, quiet=self.quiet, also=also) as progress:
+            store.on_message(progress.message)
             if why_not:
                 progress.message(f"no dense baseline: {why_not}")
             if store.get_meta("finished"):
@@ -197,6 +211,8 @@ class _Search:
                     totals[name] = len(found)
                     searchers[name] = OneShot(self.space, self.config.objectives, self.config.run.seed, proposals=found)
                 progress.expect(totals)
+                keeper = Keeper(self.folder, store, self.config.objectives, self.config.run.keep_weights)
+                keeper.begin()
                 if any(len(store.trials(name)) < total or _unfinished(store, name) for name, total in totals.items()):
                     threads_before = torch.get_num_threads()
                     executor = self._executor(progress)
@@ -210,6 +226,8 @@ class _Search:
                             seed=self.config.run.seed,
                             epochs=self.config.train.epochs,
                             progress=progress,
+                            stopping=make_rule(self.config.stopping, self.config.train.epochs, self.config.run.seed),
+                            on_finished=keeper.finished,
                         )
                         loop.run()
                     finally:
@@ -217,6 +235,7 @@ class _Search:
                         torch.set_num_threads(threads_before)
                 self._finish(store, progress)
                 store.set_meta("finished", True)
+                keeper.begin()
 
     def _searcher(self, name: str) -> Searcher:
         options = fitted_options(name, self.config.search.trials) | self.config.search.options.get(name, {})
@@ -284,8 +303,8 @@ class _Search:
             gpus=run.gpus_per_trial,
             address=run.address,
             folder=self.folder.resolve(),
-            storage=self.storage,
-            run=run.name,
+            storage=self.storage.url,
+            run=self.storage.run,
             message=progress.message,
         )
 
@@ -302,7 +321,7 @@ class _Search:
     # -- finishing ------------------------------------------------------------------------------------------------------
 
     def _finish(self, store: Store, progress: SearchProgress) -> None:
-        run = Run(self.folder, self.space)
+        run = Run(self.folder, self.space, self.storage)
         if self.config.final.verify:
             verify_front(run, store, self.data, progress)
         test_front(run, store, self.data, progress)
@@ -345,10 +364,10 @@ def _drawn(space: Space, seed: int) -> list[Architecture]:
     return drawn
 
 
-def _finished(folder: Path) -> bool:
+def _finished(folder: Path, storage: Storage) -> bool:
     """Whether there is a run that is finished already; anything that is wrong with it is said later."""
     try:
-        return Run(folder).finished
+        return Run(folder, storage=storage).finished
     except NasError:
         return False
 

@@ -1,6 +1,7 @@
 """The folder of a run: made, described, and checked when a run is continued.
 
-config.toml (resolved), environment.json, run.db, artifacts/ and, for a space in a file of the user's, a copy below space/.
+config.toml (resolved), environment.json, run.db (or storage.json, which names a server), artifacts/ and, for a space in a file of
+the user's, a copy below space/.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import hashlib
 import json
 import platform
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -22,6 +24,8 @@ from hw_models.device import host_device
 from nas.config import CHANGEABLE, RunConfig, differing_keys, load_config
 from nas.data import Data
 from nas.errors import ConfigError, RunError
+from nas.executors.travel import RUN_ID, run_id
+from nas.storage import DATABASE, STORAGE, Storage, write_storage
 from nas.store import Store
 from search_spaces.registry import find_space_file
 
@@ -50,35 +54,78 @@ def make_folder(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise RunError(f"cannot make the run folder {folder}: {error.strerror}; give another one with --out") from error
-    if names and not names & {"run.db", "run.lock"}:
+    if names and not names & {"run.db", "run.lock", RUN_ID, STORAGE}:
         raise RunError(f"{folder} is not empty and not a run folder; nothing was changed. Give another one with --out")
 
 
-def open_run(folder: Path, config: RunConfig, data: Data, config_folder: Path) -> Store:
+def open_run(
+    folder: Path,
+    config: RunConfig,
+    data: Data,
+    config_folder: Path,
+    storage: Storage | None = None,
+    *,
+    standby: bool = False,
+    message: Callable[[str], None] = lambda text: None,
+) -> Store:
     """The run's database for writing: a new one, or the one there is if the same config and data made it.
 
+    Args:
+        folder: the run's.
+        config: the run's.
+        data: what it trains on.
+        config_folder: where the run file is.
+        storage: where the database is; None: run.db. On a server no other driver can have the run while the store is open.
+        standby: wait for the driver that has the run on a server, and take over.
+        message: is told whom we wait for.
+
     Raises:
-        RunError: another config (names the key), other data or another space file made it; or the folder cannot be written.
+        RunError: another config (names the key), other data or another space file made it; or the folder or the server cannot be
+            used.
     """
-    path, plain, facts = folder / "run.db", config.as_dict(), data_facts(data)
-    if not path.is_file() and any((folder / "artifacts").glob("[0-9]*")):
-        raise RunError(
-            f"{folder}: run.db is missing, but artifacts of trials are there; bring run.db back, or give another folder with --out"
-        )
-    store = Store.open(path) if path.is_file() else None
-    if store is None or store.get_meta("config") is None:  # new, or killed before anything was searched
-        _describe(folder, config, config_folder)
-        store = store or Store.create(path)
-        with store.transaction():
-            store.set_meta("config", plain)
-            store.set_meta("data", facts)
-            store.set_meta("space_folder", str(config_folder))
-        return store
+    path, plain, facts = folder / DATABASE, config.as_dict(), data_facts(data)
+    store: Store | None
+    if storage is not None and storage.url:
+        store = _open_server(folder, storage, standby, message)
+        where = store.where
+    else:
+        store, where = (Store.open(path) if path.is_file() else None), DATABASE
     try:
+        if store is None or store.get_meta("config") is None:  # new, or killed before anything was searched
+            if any((folder / "artifacts").glob("[0-9]*")) and not path.is_file():
+                raise RunError(
+                    f"{folder}: {where} is missing, but artifacts of trials are there; bring {where} back, or give another folder "
+                    "with --out"
+                )
+            _describe(folder, config, config_folder)
+            store = store or Store.create(path)
+            with store.transaction():
+                store.set_meta("config", plain)
+                store.set_meta("data", facts)
+                store.set_meta("space_folder", str(config_folder))
+            return store
         _check_config(folder, store.get_meta("config"), plain)
         _check_data(folder, store.get_meta("data"), facts)
         _check_space_file(folder, config, config_folder)
-    except RunError:
+    except BaseException:
+        if store is not None:
+            store.close()
+        raise
+    return store
+
+
+def _open_server(folder: Path, storage: Storage, standby: bool, message: Callable[[str], None]) -> Store:
+    store = Store.serve(
+        storage.url,
+        storage.run,
+        identity=run_id(folder),
+        place=f"{socket.gethostname()}:{folder.resolve()}",
+        standby=standby,
+        message=message,
+    )
+    try:
+        write_storage(folder, storage)
+    except BaseException:
         store.close()
         raise
     return store

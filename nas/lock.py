@@ -1,6 +1,7 @@
 """One driver per run: a lock on the run's folder that the operating system frees when its holder dies, however it dies.
 
-Does not guard readers, nor two machines on a network drive without working `flock`. Start with `RunLock`.
+Does not guard readers, nor two machines on a network drive without working `flock`, nor runs on a server (`nas.lease` does). Start
+with `RunLock`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import fcntl
 import json
 import os
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from nas.errors import RunError
 
 LOCK_NAME = "run.lock"
+PAUSE_S = 0.5
+"""Between two tries of a driver that stands by."""
 
 
 class RunLock:
@@ -26,12 +31,16 @@ class RunLock:
 
     Args:
         folder: the run folder; it must exist.
+        standby: wait until the holder ends, however it ends.
+        message: is told whom we wait for.
 
     Raises:
         RunError: another process (named) holds it, or the folder cannot be locked.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self, folder: str | Path, *, standby: bool = False, message: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.path = Path(folder) / LOCK_NAME
         try:
             self._file: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -39,13 +48,22 @@ class RunLock:
             raise RunError(
                 f"{self.path}: cannot be made ({error.strerror}). The run folder must exist and be writable"
             ) from error
+        told = ""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        except OSError as error:
-            message = self._why_not(error)
+            while not self._try():
+                holder = self._holder()
+                if not standby:
+                    raise RunError(
+                        f"{self.path.parent}: the run is in use by {holder}. Wait for it or end it, or give --standby to take "
+                        "over when it ends; looking at results needs no lock"
+                    )
+                if holder != told:
+                    told = holder
+                    message(f"standing by: the run is in use by {holder}; this driver takes over when that one ends")
+                time.sleep(PAUSE_S)
+        except BaseException:
             self._close()
-            raise RunError(message) from error
+            raise
 
     def release(self) -> None:
         """Let others have the run. Twice is fine. The file stays: removing it would race with the next holder."""
@@ -69,15 +87,23 @@ class RunLock:
             os.close(self._file)  # frees the lock
             self._file = None
 
-    def _why_not(self, error: OSError) -> str:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            return f"{self.path}: the run folder cannot be locked ({error.strerror}). Put it on a local disk with space left"
+    def _try(self) -> bool:
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                return False
+            raise RunError(
+                f"{self.path}: the run folder cannot be locked ({error.strerror}). Put it on a local disk with space left"
+            ) from error
+        return True
+
+    def _holder(self) -> str:
         assert self._file is not None
         try:
             holder = json.loads(os.pread(self._file, 4096, 0))
-            who = f"process {holder['pid']} on {holder['host']}"
+            return f"process {holder['pid']} on {holder['host']}"
         except (ValueError, KeyError, TypeError):  # between its lock and its first write
-            who = "another process"
-        return (
-            f"{self.path.parent}: the run is in use by {who}. Wait for it or end it; looking at results needs no lock"
-        )
+            return "another process"

@@ -1,11 +1,13 @@
 """A run folder, read: its trials as one table, its front, its networks.
 
-`load_run(path)` works while the search is going on and afterwards, and needs nothing but the folder. It never writes.
+`load_run(path)` works while the search is going on and afterwards, and needs nothing but the folder (and the server that the
+folder's storage.json names, if there is one). It never writes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,9 @@ from nas.folder import space_copy
 from nas.frames import complete, front_rows, trials_frame
 from nas.report.history import reference_box, relative_hypervolume
 from nas.setup import make_space
+from nas.storage import DATABASE, Storage, is_run, run_storage
 from nas.store import Store, Trial
+from nas.transactions import PATIENCE_S
 from search_spaces import Architecture, Space
 from search_spaces.space import SpaceFunction
 
@@ -50,18 +54,23 @@ class Run:
     Args:
         path: runs/<name>.
         space: as in `load_run`.
+        storage: its database, where the caller knows more than the folder does (a password).
     """
 
-    def __init__(self, path: str | Path, space: Space | SpaceFunction | None = None) -> None:
+    def __init__(
+        self, path: str | Path, space: Space | SpaceFunction | None = None, storage: Storage | None = None
+    ) -> None:
         self.folder = Path(path)
         if not self.folder.is_dir():
             raise RunError(f"no run folder {self.folder}; a search makes one under runs/, or where --out says")
-        if not (self.folder / "run.db").is_file():
+        if not is_run(self.folder):
             raise RunError(f"{self.folder}: not a run folder (no run.db in it)")
         if not (self.folder / "config.toml").is_file():
             raise RunError(f"{self.folder}: config.toml is missing; restore it, it is written when the run starts")
         self.config: RunConfig = load_config(self.folder / "config.toml", name=self.folder.name)
         self._given_space = space
+        self._storage = storage
+        self._patience_s = 0.0
 
     @property
     def name(self) -> str:
@@ -95,7 +104,7 @@ class Run:
     @property
     def trials(self) -> list[Trial]:
         """All trials as they stand now, in order of their numbers."""
-        with Store.open(self.folder / "run.db", read_only=True) as store:
+        with self._open() as store:
             return store.trials()
 
     @property
@@ -105,7 +114,7 @@ class Run:
 
     def meta(self, key: str, default: Any = None) -> Any:
         """A fact about the run: "data" (shapes and classes), "finished", "front_verified", ..."""
-        with Store.open(self.folder / "run.db", read_only=True) as store:
+        with self._open() as store:
             return store.get_meta(key, default)
 
     def trial(self, number: int) -> Trial:
@@ -114,7 +123,7 @@ class Run:
         Raises:
             RunError: there is none of that number.
         """
-        with Store.open(self.folder / "run.db", read_only=True) as store:
+        with self._open() as store:
             try:
                 return store.trial(int(number))
             except (ValueError, OverflowError) as error:
@@ -128,8 +137,13 @@ class Run:
     def curve(self, trial: int) -> list[dict[str, Any]]:
         """One row per epoch; a copy has its original's."""
         number = self._original(trial)
-        with Store.open(self.folder / "run.db", read_only=True) as store:
+        with self._open() as store:
             return store.curve(number)
+
+    def curves(self, trials: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+        """Trial -> one row per epoch, of many trials in one look; a copy has none of its own."""
+        with self._open() as store:
+            return {number: store.curve(number) for number in trials}
 
     def pareto(self) -> pd.DataFrame:
         """The feasible rows no other dominates, best first objective first; equal networks once."""
@@ -205,6 +219,14 @@ class Run:
         from nas.finish import export_trial
 
         return export_trial(self, trial, Path(folder))
+
+    def _open(self) -> Store:
+        storage = self._storage or run_storage(self.folder)
+        if not storage.url:
+            return Store.open(self.folder / DATABASE, read_only=True)
+        store = Store.open(storage.url, read_only=True, run=storage.run, patience_s=self._patience_s)
+        self._patience_s = PATIENCE_S  # a server that answered once is waited for
+        return store
 
     def _original(self, trial: int) -> int:
         found = self.trial(trial)

@@ -37,7 +37,7 @@ def export_study(run: Run, path: str | Path) -> int:
     if path.exists():
         raise RunError(f"{path}: there is such a file; nothing was changed. Remove it, or give another name")
     temporary = path.with_name(f".{path.name}.new")
-    trials = StudyView(run.objectives, run.curve).update(run.trials)
+    trials = StudyView(run.objectives, run.curves).update(run.trials)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         temporary.unlink(missing_ok=True)

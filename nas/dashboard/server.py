@@ -51,7 +51,7 @@ def serve(
         RunError: optuna-dashboard is not installed, the run cannot be read, or the address cannot be used.
     """
     pages = _pages()
-    view = StudyView(run.objectives, run.curve)
+    view = StudyView(run.objectives, run.curves)
     storage = RunStorage(run)
     storage.show(view.update(run.trials))
     try:

@@ -14,7 +14,7 @@ trial, and in a space they may depend on other decisions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -35,7 +35,7 @@ CONSTRAINTS = "constraints"
 UNKNOWN = datetime(1970, 1, 1)
 """Optuna wants to know when a trial began."""
 
-Curve = Callable[[int], Sequence[Mapping[str, Any]]]
+Curves = Callable[[Sequence[int]], Mapping[int, Sequence[Mapping[str, Any]]]]
 
 _STATES = {
     "complete": TrialState.COMPLETE,
@@ -57,13 +57,13 @@ class StudyView:
 
     Args:
         objectives: metric -> "max" or "min".
-        curve: trial -> its learning curve, one row per epoch; asked for finished trials of runs with one objective, whose
+        curves: trials -> their learning curves, one row per epoch; asked for finished trials of runs with one objective, whose
             intermediate values are that objective's column. Optuna knows none where there are several objectives.
     """
 
-    def __init__(self, objectives: Mapping[str, str], curve: Curve = lambda trial: ()) -> None:
+    def __init__(self, objectives: Mapping[str, str], curves: Curves = lambda trials: {}) -> None:
         self.objectives = dict(objectives)
-        self._curve = curve
+        self._curves = curves
         self._choices: dict[str, dict[Any, None]] = {}
         self._kinds: dict[str, CategoricalDistribution] = {}
         self._shown: list[tuple[Trial, FrozenTrial]] = []
@@ -72,14 +72,18 @@ class StudyView:
         """All trials of the run as they are now, in order of their numbers, which are Optuna's, too."""
         if self._learn(trials):
             self._shown = []
-        shown = []
-        for position, trial in enumerate(trials):
-            if position < len(self._shown) and self._shown[position][0] == trial:
-                shown.append(self._shown[position])
-            else:
-                shown.append((trial, self._convert(position, trial)))
-        self._shown = shown
-        return [frozen for _, frozen in shown]
+        changed = {
+            position: trial
+            for position, trial in enumerate(trials)
+            if position >= len(self._shown) or self._shown[position][0] != trial
+        }
+        curves = self._curves_of(changed.values())
+        del self._shown[len(trials) :]
+        for position, trial in changed.items():
+            self._shown[position : position + 1] = [
+                (trial, self._convert(position, trial, curves.get(trial.trial, {})))
+            ]
+        return [frozen for _, frozen in self._shown]
 
     def _learn(self, trials: Sequence[Trial]) -> bool:
         """Note the values that decisions have; returns whether any is new."""
@@ -95,7 +99,7 @@ class StudyView:
             self._kinds[name] = CategoricalDistribution(_ordered([value for _, value in self._choices[name]]))
         return bool(new)
 
-    def _convert(self, position: int, trial: Trial) -> FrozenTrial:
+    def _convert(self, position: int, trial: Trial, intermediate: dict[int, float]) -> FrozenTrial:
         state, values = _STATES[trial.state], objective_values(trial.metrics, self.objectives)
         if state == TrialState.COMPLETE and values is None:
             state = TrialState.FAIL
@@ -119,7 +123,7 @@ class StudyView:
             distributions=kinds,
             user_attrs=_notes(trial),
             system_attrs={CONSTRAINTS: list(violated.values())} if violated else {},
-            intermediate_values=self._intermediate(trial) if trial.finished else {},
+            intermediate_values=intermediate,
         )
         for name, value in violated.items():
             frozen.set_constraint(name, value)
@@ -128,13 +132,17 @@ class StudyView:
     def _param(self, name: str, value: Value) -> Value:
         return value if value in self._kinds[name].choices else str(value)
 
-    def _intermediate(self, trial: Trial) -> dict[int, float]:
-        if len(self.objectives) != 1 or trial.copy_of is not None:
+    def _curves_of(self, trials: Iterable[Trial]) -> dict[int, dict[int, float]]:
+        """Trial -> epoch -> value of the objective."""
+        if len(self.objectives) != 1:
             return {}
         (metric,) = self.objectives
-        rows = self._curve(trial.trial)
-        found = {int(row["epoch"]): number(row, metric) for row in rows if "epoch" in row}
-        return {epoch: value for epoch, value in found.items() if value is not None}
+        wanted = [trial.trial for trial in trials if trial.finished and trial.copy_of is None]
+        found = {}
+        for trial, rows in (self._curves(wanted) if wanted else {}).items():
+            values = {int(row["epoch"]): number(row, metric) for row in rows if "epoch" in row}
+            found[trial] = {epoch: value for epoch, value in values.items() if value is not None}
+        return found
 
 
 def _ordered(values: list[Any]) -> list[Any]:

@@ -136,9 +136,9 @@ def test_only_what_changed_is_converted_again() -> None:
 
 def test_one_objective_has_its_curve_several_have_none(tmp_path: Path, run: Run) -> None:
     alone = load_run(make_run(tmp_path / "alone", {"val_accuracy": "max"}))
-    trials = StudyView(alone.objectives, alone.curve).update(alone.trials)
+    trials = StudyView(alone.objectives, alone.curves).update(alone.trials)
     assert trials[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3}
-    assert not any(trial.intermediate_values for trial in StudyView(run.objectives, run.curve).update(run.trials))
+    assert not any(trial.intermediate_values for trial in StudyView(run.objectives, run.curves).update(run.trials))
 
 
 @pytest.mark.parametrize("name", ["study.db", "study.log"])
@@ -178,7 +178,7 @@ def test_an_export_of_an_unknown_kind_is_refused(run: Run, tmp_path: Path, capsy
 
 def test_the_storage_of_the_pages_shows_and_does_not_change(run: Run) -> None:
     storage = RunStorage(run)
-    storage.show(StudyView(run.objectives, run.curve).update(run.trials))
+    storage.show(StudyView(run.objectives, run.curves).update(run.trials))
     study = optuna.load_study(study_name="made", storage=storage)
     assert len(study.trials) == 12
     assert study.user_attrs["objective val_accuracy"] == "max"

@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(chosen: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], bool]:
     """Every part that was asked for, printed; the tables by name, and whether growth was flat."""
     quick, tables, flat = chosen.quick, dict[str, pd.DataFrame](), True
+    counts: tuple[int, ...]
     others = [name for name in chosen.searchers if name != "random"]
     everyone = ["random", *others]
     if "saturation" in chosen.parts:
@@ -144,7 +145,7 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
                 axis.scatter(part["epochs_share"], part["best_accuracy"], label=f"{searcher}, {rule}")
             axis.set(xlabel="epochs, share of no rule's", ylabel="best accuracy")
         else:
-            axis.plot(table["trials"], table["ms_per_trial"], marker="o", label="ms per trial")
+            axis.plot(table["trials"], table["cpu_ms_per_trial"], marker="o", label="processor time")
             axis.set(xlabel="trials", ylabel="driver, ms per trial", ylim=(0, None))
         axis.legend(fontsize="small")
         axis.set_title(name)

@@ -35,10 +35,10 @@ def convnet() -> Space:
 def saturation(workers: Sequence[int], searchers: Sequence[str], most_trials: int, say: Say) -> pd.DataFrame:
     """Real milliseconds of the driver per trial with so many pending, and what share of the workers' time they leave.
 
-    Columns: searcher, workers, trials, driver_ms (real, per trial: proposal, store, loop), duration_s (virtual, per trial),
-    bound (the utilisation that one driver can keep up: duration / (workers x driver), 1 at most), and simulated (the utilisation
-    with the driver's real time charged to the virtual clock over `ROUNDS` jobs per worker, ramp-up and end included; missing
-    where that is more than `most_trials`).
+    Columns: searcher, workers, trials, driver_ms (wall, per trial: proposal, store, loop), driver_cpu_ms (its processor time),
+    duration_s (virtual, per trial), bound (the utilisation that a driver with a core of its own can keep up: duration / (workers x
+    driver_cpu), 1 at most), and simulated (the utilisation with that time charged to the virtual clock over `ROUNDS` jobs per
+    worker, ramp-up and end included; missing where that is more than `most_trials`).
     """
     space = convnet()
     rows = []
@@ -46,7 +46,7 @@ def saturation(workers: Sequence[int], searchers: Sequence[str], most_trials: in
         for count in workers:
             trials = min(most_trials, max(200, 2 * count))
             found = _search(space, SyntheticTable(space, epochs=1), [searcher], trials, count)
-            driver_s = found.driver_s / trials
+            driver_s = found.driver_cpu_s / trials
             for duration_s in DURATIONS_S:
                 used = math.nan
                 if ROUNDS * count <= most_trials:
@@ -58,13 +58,14 @@ def saturation(workers: Sequence[int], searchers: Sequence[str], most_trials: in
                         "searcher": searcher,
                         "workers": count,
                         "trials": trials,
-                        "driver_ms": 1e3 * driver_s,
+                        "driver_ms": 1e3 * found.driver_s / trials,
+                        "driver_cpu_ms": 1e3 * driver_s,
                         "duration_s": duration_s,
                         "bound": min(1.0, duration_s / (count * driver_s)),
                         "simulated": used,
                     }
                 )
-            say(f"saturation: {searcher}, {count} workers: {1e3 * driver_s:.2f} ms per trial")
+            say(f"saturation: {searcher}, {count} workers: {1e3 * driver_s:.2f} ms of CPU per trial")
     return pd.DataFrame(rows)
 
 
@@ -182,31 +183,33 @@ def growth(trials: int, workers: int, every: int, say: Say) -> tuple[pd.DataFram
     """One run with a database file, random search on convnet, 9 epochs per trial: what a trial costs as the run grows.
 
     Returns:
-        Columns trials, ms_per_trial (real, over the last `every`), rss_mb (of this process, 1e6 bytes), db_bytes_per_trial (file
-        and write-ahead log over all trials); and of reading it all at the end: read_s, frame_s, rss_mb.
+        Columns trials, ms_per_trial (wall, over the last `every`), cpu_ms_per_trial (processor time of it), rss_mb (of this
+        process, 1e6 bytes), db_bytes_per_trial (file and write-ahead log over all trials); and of reading it all at the end:
+        read_s, frame_s, rss_mb.
     """
     space = convnet()
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.db"
-        state = {"count": 0, "moment": time.perf_counter()}
+        state = {"count": 0, "moment": time.perf_counter(), "cpu": time.process_time()}
 
         def finished(_: Trial) -> None:
             state["count"] += 1
             if state["count"] % every:
                 return
-            now = time.perf_counter()
+            now, cpu = time.perf_counter(), time.process_time()
             size = sum(file.stat().st_size for file in Path(folder).glob("run.db*"))
             rows.append(
                 {
                     "trials": state["count"],
                     "ms_per_trial": 1e3 * (now - state["moment"]) / every,
+                    "cpu_ms_per_trial": 1e3 * (cpu - state["cpu"]) / every,
                     "rss_mb": rss_mb(),
                     "db_bytes_per_trial": size / state["count"],
                 }
             )
-            say(f"growth: {state['count']} trials, {rows[-1]['ms_per_trial']:.2f} ms per trial")
-            state["moment"] = time.perf_counter()
+            say(f"growth: {state['count']} trials, {rows[-1]['cpu_ms_per_trial']:.2f} ms of CPU per trial")
+            state.update({"moment": time.perf_counter(), "cpu": time.process_time()})
 
         simulate(
             space, SyntheticTable(space, spread=0.3), ["random"], trials, workers, store=path, on_finished=finished
@@ -251,7 +254,7 @@ def _search(
 
 
 def growth_is_flat(frame: pd.DataFrame, factor: float = 1.5) -> tuple[bool, np.ndarray]:
-    """Whether the last mark costs at most `factor` times the median of the marks; and the ratio of each mark to it."""
-    values = frame["ms_per_trial"].to_numpy()
+    """Whether the last mark costs at most `factor` times the median of the marks, in processor time; and those ratios."""
+    values = frame["cpu_ms_per_trial"].to_numpy()
     ratios = values / np.median(values)
     return bool(ratios[-1] <= factor), ratios

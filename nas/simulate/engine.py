@@ -67,8 +67,8 @@ class SimulatedExecutor:
         seed: of the faults.
         progress: send an event after every epoch, as real trainings do.
         start_s: virtual time that every job takes before it trains: sending it, starting its process.
-        charge_driver: let the virtual clock run while the caller is at work, by its real time: workers wait for a slow driver, and
-            `utilisation` shows it. The history then depends on this machine.
+        charge_driver: let the virtual clock run while the caller is at work, by the processor time of this process: workers wait
+            for a slow driver, and `utilisation` shows it. The history then depends on this machine.
 
     Attributes:
         stays: every job that has ended, in the order it ended.
@@ -97,7 +97,7 @@ class SimulatedExecutor:
         self.stays: list[Stay] = []
         self.now = 0
         self._start = ticks(start_s, "start_s")
-        self._charged = time.perf_counter_ns() if charge_driver else None
+        self._charged = time.process_time_ns() if charge_driver else None
         self._agenda: Agenda[tuple[str, int, _Held | None]] = Agenda()
         self._changes = 0  # joins and leaves to come
         self._held: dict[int, _Held] = {}
@@ -156,7 +156,7 @@ class SimulatedExecutor:
             if origin <= raises < end:
                 end, ending = raises, "failed"
         lost = self._lost_at(job, origin, scale)
-        if lost is not None and origin <= lost < end:
+        if lost is not None and lost < end:
             end, ending = lost, "lost"
         if ending == "done" and result.state == "failed" and until == epochs:
             ending = "failed"
@@ -217,7 +217,7 @@ class SimulatedExecutor:
 
     def _charge(self) -> None:
         if self._charged is not None:
-            before, self._charged = self._charged, time.perf_counter_ns()
+            before, self._charged = self._charged, time.process_time_ns()
             self.now += self._charged - before
 
     def _scale(self, job: Job, result: Result) -> int:

@@ -61,6 +61,7 @@ class Simulation:
         makespan_s: virtual seconds until the last job ended.
         utilisation: share of the workers' time in which they held a job.
         driver_s: real seconds that the loop took, all in all.
+        driver_cpu_s: of these, processor time of this process.
         finished_s: real time of every final state since the start, seconds.
         messages: what the loop said.
     """
@@ -71,6 +72,7 @@ class Simulation:
     makespan_s: float
     utilisation: float
     driver_s: float
+    driver_cpu_s: float
     finished_s: list[float]
     messages: list[str]
 
@@ -163,7 +165,7 @@ def simulate(
     normalise_directions(objectives)
     watch = Watch()
     with Store.create(store) as database:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         with SimulatedExecutor(
             table,
             workers,
@@ -186,7 +188,7 @@ def simulate(
                 on_finished=on_finished,
             )
             loop.run()
-        driver_s = time.perf_counter() - began
+        driver_s, driver_cpu_s = time.perf_counter() - began, time.process_time() - cpu
         done = database.trials()
     left = [trial.trial for trial in done if not trial.finished]
     if left:
@@ -201,6 +203,7 @@ def simulate(
         executor.makespan_s,
         executor.utilisation,
         driver_s,
+        driver_cpu_s,
         [moment - began for moment in watch.finished_s],
         watch.messages,
     )

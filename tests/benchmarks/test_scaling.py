@@ -18,7 +18,7 @@ def quiet(_: str) -> None:
 def test_the_bound_is_the_trials_a_driver_starts_over_those_that_end() -> None:
     table = scaling_simulated.saturation([1, 10], ["random"], 60, quiet)
     assert len(table) == 6
-    expected = (table["duration_s"] / (table["workers"] * table["driver_ms"] / 1e3)).clip(upper=1.0)
+    expected = (table["duration_s"] / (table["workers"] * table["driver_cpu_ms"] / 1e3)).clip(upper=1.0)
     assert table["bound"].tolist() == pytest.approx(expected.tolist())
     assert table["simulated"].between(0, 1).all()
     slow = table[table["duration_s"] == 100]
@@ -51,8 +51,8 @@ def test_growth_has_a_row_per_mark_and_sees_a_cost_that_grows() -> None:
     assert table["trials"].tolist() == [20, 40, 60]
     assert (table[["ms_per_trial", "rss_mb", "db_bytes_per_trial"]] > 0).all(axis=None)
     assert reading["frame_s"] > 0
-    assert scaling_simulated.growth_is_flat(pd.DataFrame({"ms_per_trial": [2.0, 2.1, 1.9, 2.2]}))[0]
-    assert not scaling_simulated.growth_is_flat(pd.DataFrame({"ms_per_trial": [2.0, 3.0, 4.0, 8.0]}))[0]
+    assert scaling_simulated.growth_is_flat(pd.DataFrame({"cpu_ms_per_trial": [2.0, 2.1, 1.9, 2.2]}))[0]
+    assert not scaling_simulated.growth_is_flat(pd.DataFrame({"cpu_ms_per_trial": [2.0, 3.0, 4.0, 8.0]}))[0]
 
 
 def test_a_block_takes_as_long_as_its_trials_and_a_failure_is_no_time() -> None:

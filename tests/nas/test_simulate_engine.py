@@ -125,16 +125,18 @@ def test_lost_attempts_run_again_and_every_trial_is_done_once() -> None:
     assert executor.utilisation <= 1
 
 
-def test_the_share_of_lost_attempts_is_what_was_asked_for_in_segments_too() -> None:
+def test_the_share_and_the_moment_of_lost_attempts_are_as_asked_for_in_segments_too() -> None:
     executor = SimulatedExecutor(Fixed(), 1, faults=Faults(lost=0.3))
-    lost = 0
+    moments = []
     for trial in range(500):
+        began = executor.now
         for until in (1, 3, 5):
             executor.submit(job(trial, until=until))
             if executor.poll()[0].kind == "lost":
-                lost += 1
+                moments.append((executor.now - began) / SECOND)
                 break
-    assert abs(lost / 500 - 0.3) < 0.06
+    assert abs(len(moments) / 500 - 0.3) < 0.06
+    assert abs(sum(moments) / len(moments) - 5.0) < 0.6  # evenly over ten seconds
 
 
 def test_what_is_lost_goes_on_from_its_last_pause() -> None:
@@ -193,6 +195,17 @@ def test_workers_that_join_are_used_and_those_that_left_are_not() -> None:
     overlaps = sorted((stay.worker, stay.start, stay.end) for stay in executor.stays)
     assert all(a[2] <= b[1] for a, b in itertools.pairwise(overlaps) if a[0] == b[0])
     assert executor.utilisation <= 1
+
+
+def test_an_idle_worker_that_left_gets_no_job() -> None:
+    executor = SimulatedExecutor(Fixed(), [Group(2, leaves_s=5.0), Group(1, joins_s=1.0)])
+    executor.submit(job(0))
+    while not (events := executor.poll()):
+        pass
+    assert (events[0].kind, executor.now) == ("lost", 5 * SECOND)
+    executor.submit(job(0, 2))
+    executor.poll()
+    assert [stay.worker for stay in executor.stays] == [0, 2]
 
 
 def test_a_job_that_ends_when_its_node_leaves_has_ended() -> None:

@@ -32,9 +32,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    column,
     delete,
     func,
     select,
+    table,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -42,7 +44,6 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from nas.executors.travel import Files
-from nas.schema import meta_table
 
 SETUP_FILES = 0
 """In place of a job's id: the files that the task's setup reads."""
@@ -111,6 +112,7 @@ _worker = Table(
     Column("since", DateTime(timezone=True), nullable=False),
     Column("seen", DateTime(timezone=True), nullable=False),
 )
+_facts = table("meta", column("key"), column("value"))  # of `nas.schema`, which brings torch along
 _NOW = func.clock_timestamp()
 
 
@@ -207,12 +209,9 @@ def begin(connection: Connection, setup: Setup) -> int:
         index_elements=[_setup.c.one], set_=values | {"generation": _setup.c.generation + 1}
     )
     generation: int = connection.execute(statement.returning(_setup.c.generation)).scalar_one()
-    for table in (
-        _job,
-        _message,
-        _file,
-    ):  # jobs first: who is writing about one has finished when its row can be removed
-        connection.execute(delete(table))
+    # Jobs first: whoever is writing about one has finished when its row can be removed.
+    for each in (_job, _message, _file):
+        connection.execute(delete(each))
     return generation
 
 
@@ -220,8 +219,8 @@ def end(connection: Connection, generation: int) -> None:
     """The driver's last word; nothing happens if there is a newer one."""
     closed = update(_setup).where(_setup.c.generation == generation).values(state="closed")
     if connection.execute(closed).rowcount:
-        for table in (_job, _message, _file):
-            connection.execute(delete(table))
+        for each in (_job, _message, _file):
+            connection.execute(delete(each))
 
 
 def add(connection: Connection, job: Claimed, generation: int) -> None:
@@ -297,7 +296,7 @@ def run_finished(connection: Connection) -> bool:
     """Whether the run has everything it was to have (`nas.store` says so in the table of facts about a run)."""
     if connection.execute(select(func.to_regclass("meta"))).scalar() is None:
         return False
-    return connection.execute(select(meta_table.c.value).where(meta_table.c.key == "finished")).scalar() == "true"
+    return connection.execute(select(_facts.c.value).where(_facts.c.key == "finished")).scalar() == "true"
 
 
 def generation_of(connection: Connection) -> int:

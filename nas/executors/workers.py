@@ -77,6 +77,7 @@ class WorkersExecutor:
         self._read: dict[int, Message] = {}  # not known to be removed from the database
         self._events: list[Event] = []
         self._members: dict[str, Member] = {}
+        self._names: dict[str, str] = {}  # of those that have gone, too
         self._room = 0
         self._submitted = 0
         self._closed = False
@@ -103,9 +104,11 @@ class WorkersExecutor:
                 queue.put_files(connection, queue.SETUP_FILES, 0, files)
             with self._engine.begin() as connection:
                 self._count(connection)
-        except DBAPIError as error:
+        except BaseException as error:
             self._engine.dispose()
-            raise explain(error, where) from error
+            if isinstance(error, DBAPIError):
+                raise explain(error, where) from error
+            raise
 
     @property
     def capacity(self) -> int:
@@ -265,7 +268,7 @@ class WorkersExecutor:
         for held in list(self._jobs.values()):
             worker, over = found.get(held.row.id, (None, True))
             if over:
-                who = self._members[worker].name if worker in self._members else "its worker"
+                who = self._names.get(worker or "", "its worker")
                 error = f"{who} was not heard of for {self._lease_s:g} s"
                 self._tell(held, Event("lost", held.job.trial, held.job.attempt, {"blameless": True}, error))
 
@@ -279,6 +282,7 @@ class WorkersExecutor:
         """
         before = self._members
         self._members = {member.id: member for member in queue.members(connection, self._lease_s)}
+        self._names |= {member.id: member.name for member in self._members.values()}
         broken = [m for m in self._members.values() if m.state == "broken" and m.generation == self.generation]
         useful = sum(member.slots for member in self._members.values() if member not in broken)
         self._room = min(useful, self._placement.workers) if self._placement.workers > 0 else useful

@@ -26,21 +26,22 @@ class WorkerProcess:
     """A `nas worker`, in a process group of its own."""
 
     def __init__(self, url: str, run: str, *more: str, **environment: str) -> None:
-        self._log = tempfile.TemporaryFile("w+")
+        handle, name = tempfile.mkstemp(prefix="worker-")
+        self._log = Path(name)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nas.cli", "worker", run, *more],
             cwd=ROOT,
             env=os.environ | {"NAS_STORAGE": url} | environment,
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+            stdout=handle,
+            stderr=handle,
             start_new_session=True,
         )
+        os.close(handle)
         self.pid = self.process.pid
 
     def said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
+        return self._log.read_text()
 
     def kill(self) -> None:
         """kill -9 of the whole group."""
@@ -55,7 +56,7 @@ class WorkerProcess:
     def close(self) -> None:
         if self.process.poll() is None:
             self.kill()
-        self._log.close()
+        self._log.unlink()
 
 
 def members(url: str, run: str) -> list[Member]:

@@ -47,10 +47,11 @@ class Node:
         network: where it is.
         number: from 1; the last part of its address.
         hidden: folders that are empty for it.
+        small: a folder of its own that holds next to nothing, for its temporary files; None: the machine's.
     """
 
-    def __init__(self, network: Network, number: int, hidden: Sequence[Path]) -> None:
-        self.network, self.number = network, number
+    def __init__(self, network: Network, number: int, hidden: Sequence[Path], small: Path | None = None) -> None:
+        self.network, self.number, self.small = network, number, small
         self.name = f"{network.name}-{number}"
         self.address = f"{network.subnet}.{number}"
         self.hidden = tuple(hidden)
@@ -69,16 +70,23 @@ class Node:
     def command(self, arguments: Sequence[str]) -> list[str]:
         """A command line that runs `arguments` on this node."""
         hide = "".join(f"mkdir -p {path}; mount -t tmpfs none {path}; " for path in self.hidden)
+        if self.small is not None:
+            hide += f"mkdir -p {self.small}; mount -t tmpfs -o size=16k none {self.small}; "
         return ["ip", "netns", "exec", self.name, "sh", "-c", hide + 'exec "$@"', "sh", *arguments]
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """For processes on this node."""
-        return dict(os.environ) | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.network.token if token is None else token,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-        }
+        own = {} if self.small is None else {"TMPDIR": str(self.small)}
+        return (
+            dict(os.environ)
+            | own
+            | {
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": self.network.token if token is None else token,
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "OMP_NUM_THREADS": "1",
+            }
+        )
 
     def start(self, head: Node | None = None, *, cpus: int = 1) -> None:
         """Start Ray: as the head, or joined to one. Returns when the node answers or has died.
@@ -166,11 +174,11 @@ class Network:
             node.remove()
         subprocess.run(["ip", "link", "del", self.bridge], check=False, capture_output=True)
 
-    def add(self, hidden: Sequence[Path] = ()) -> Node:
-        """A new node, switched off. Nodes but the first have a Ray folder of their own."""
+    def add(self, hidden: Sequence[Path] = (), small: Path | None = None) -> Node:
+        """A new node, switched off. Nodes but the first have a Ray folder of their own. For the rest see `Node`."""
         number = len(self.nodes) + 1
         own = [RAY_FOLDER] if number > 1 else []
-        self.nodes.append(Node(self, number, [*own, *hidden]))
+        self.nodes.append(Node(self, number, [*own, *hidden], small))
         return self.nodes[-1]
 
 

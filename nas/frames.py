@@ -1,4 +1,4 @@
-"""Trials as one table: one row per trial, failed and infeasible ones too, with fixed dtypes and units in the names.
+"""Trials as one table: one row per trial, failed, infeasible and stopped ones too, with fixed dtypes and units in the names.
 
 `trials_frame` makes the table, `write_frame` and `read_frame` take it to a CSV file and back without losing a digit or a
 dtype. Nothing here judges trials: fronts are `nas.pareto`, presentation is `nas.report`.
@@ -165,7 +165,7 @@ def clean_text(text: str) -> str:
 
 
 def complete(frame: pd.DataFrame, objectives: Mapping[str, str] | Iterable[str] = ()) -> pd.DataFrame:
-    """The feasible, finished rows that have a finite value for every objective; the index is kept."""
+    """The feasible rows trained to the end that have a finite value for every objective; the index is kept."""
     keep = frame["state"].eq("complete").fillna(False).to_numpy(dtype=bool)
     for name in objectives:
         keep &= np.isfinite(numbers(frame, name))

@@ -75,6 +75,8 @@ def curves_figure(
     curves: Mapping[int, Sequence[Mapping[str, Any]]],
     metric: str = "val_accuracy",
     train_metric: str = "train_accuracy",
+    *,
+    stopped: Sequence[Sequence[Mapping[str, Any]]] = (),
 ) -> Figure:
     """Learning curves: the validation metric solid, the training one dotted, labelled with the trial at their ends.
 
@@ -82,6 +84,7 @@ def curves_figure(
         curves: trial -> one mapping per epoch with "epoch" and the metrics.
         metric: of the solid lines.
         train_metric: of the dotted lines; left out where it is not there.
+        stopped: curves of trials that were stopped early: thin, grey, with a dot where they end.
     """
     lines = {trial: rows for trial, rows in curves.items() if any(row.get(metric) is not None for row in rows)}
     if not lines:
@@ -91,6 +94,10 @@ def curves_figure(
         axes = figure.add_subplot()
         style.tidy(axes)
         ends = []
+        cut = [series for rows in stopped if (series := _series(rows, metric))[0]]
+        for epochs, values in cut:
+            axes.plot(epochs, values, color=style.MUTED, linewidth=0.7, alpha=0.45, zorder=1)
+            axes.plot(epochs[-1], values[-1], "o", color=style.MUTED, markersize=2.5, alpha=0.7, zorder=1)
         for i, (trial, rows) in enumerate(lines.items()):
             colour = (*style.PALETTE, style.GREY, style.INK)[i % 8]
             epochs, values = _series(rows, metric)
@@ -115,6 +122,10 @@ def curves_figure(
         if both:
             handles.append(
                 Line2D([], [], color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 1.5)), label=label(train_metric))
+            )
+        if cut:
+            handles.append(
+                Line2D([], [], color=style.MUTED, linewidth=0.7, marker="o", markersize=2.5, label="stopped early")
             )
         axes.legend(
             handles=handles, frameon=False, fontsize=8.5, loc="lower right" if len(settled) > len(lines) else "best"

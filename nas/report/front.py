@@ -41,8 +41,9 @@ def front_figure(
     """All trials and the front in the plane of two metrics.
 
     The front is that of the plane (x, y); with more than two objectives the members of the full front are ringed besides.
-    Trials that broke a constraint are crosses, those without a y (never trained) stand on the lower edge; failed ones are
-    counted in the legend. The horizontal axis is logarithmic where its values span more than a factor of ten.
+    Trials that broke a constraint are crosses, those without a y (never trained) stand on the lower edge; those that were stopped
+    early are rings at the values of their last epoch; failed ones are counted in the legend. The horizontal axis is logarithmic
+    where its values span more than a factor of ten.
 
     Args:
         frame: as from `nas.frames.trials_frame`.
@@ -186,6 +187,10 @@ def _points(
             axes.scatter(
                 at, np.full(len(at), value), s=16, c=style.MUTED, marker=marker, clip_on=False, linewidths=0, zorder=4
             )
+    ended = frame[frame["state"].eq("stopped").fillna(False) & frame["copy_of"].isna()]
+    ex, ey = numbers(ended, x), np.clip(numbers(ended, y), low, high)
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.MUTED, "linewidths": 0.8, "rasterized": raster}
+    axes.scatter(ex, ey, s=16, alpha=0.6, clip_on=False, zorder=1.5, **ring)
     broken = frame[frame["state"].eq("infeasible").fillna(False)]
     bx, by = numbers(broken, x), numbers(broken, y)
     by = np.where(np.isfinite(by), np.clip(by, low, high), low)
@@ -282,6 +287,15 @@ def _legend_front(
     if states.get("infeasible", 0):
         text = f"breaks a constraint ({states['infeasible']})"
         handles.append(Line2D([], [], color=style.MUTED, marker="x", linestyle="none", markersize=5, label=text))
+    if states.get("stopped", 0):
+        hollow: dict[str, Any] = {
+            "marker": "o",
+            "markersize": 4,
+            "markerfacecolor": "none",
+            "markeredgecolor": style.MUTED,
+        }
+        text = f"stopped early ({states['stopped']})"
+        handles.append(Line2D([], [], linestyle="none", label=text, **hollow))
     if states.get("failed", 0):
         handles.append(Line2D([], [], linestyle="none", label=f"failed ({states['failed']}), not shown"))
     handles.append(Line2D([], [], color=style.INK, linewidth=1.3, label="front"))

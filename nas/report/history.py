@@ -1,7 +1,7 @@
 """How a search went: best so far, hypervolume so far, and the searchers side by side at equal budget. Numbers only.
 
-Everything is per searcher, in the order in which that searcher proposed; failed and infeasible trials count as spent
-budget. Start with `best_so_far`, `hypervolume_so_far` and `searcher_summary`.
+Everything is per searcher, in the order in which that searcher proposed; failed and infeasible trials, and those that were stopped
+early, count as spent budget. Start with `best_so_far`, `hypervolume_so_far` and `searcher_summary`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nas.pareto import hypervolume, nondominated, normalise_directions
 from nas.report.units import direction_of
 from nas.searchers import is_oneshot
 
-FINISHED = ("complete", "infeasible", "failed")
+FINISHED = ("complete", "infeasible", "stopped", "failed")
 BASELINE = "dense"
 """The searcher that only trains dense networks for comparison: not part of an equal budget."""
 
@@ -34,11 +34,19 @@ def searchers(frame: pd.DataFrame) -> list[str]:
 
 
 def finished(frame: pd.DataFrame, searcher: str | None = None) -> pd.DataFrame:
-    """The rows that are done (complete, infeasible or failed), of one searcher or of all, by trial number."""
+    """The rows that are done (complete, infeasible, stopped early or failed), of one searcher or of all, by trial number."""
     keep = frame["state"].isin(FINISHED)
     if searcher is not None:
         keep &= frame["searcher"].eq(searcher).fillna(False)
     return frame[keep].sort_values("trial", kind="stable")
+
+
+def epochs_spared(frame: pd.DataFrame) -> tuple[int, int]:
+    """What early stopping saved: (epochs not trained, epochs that all trained networks would have taken). Copies are left out."""
+    rows = frame[frame["state"].isin(["complete", "stopped"]).to_numpy(dtype=bool) & frame["copy_of"].isna().to_numpy()]
+    stopped = rows[rows["state"].eq("stopped").to_numpy(dtype=bool)]
+    spared = np.nan_to_num(numbers(stopped, "epochs") - numbers(stopped, "trained_epochs")).sum()
+    return int(spared), int(np.nansum(numbers(rows, "epochs")))
 
 
 def best_so_far(frame: pd.DataFrame, searcher: str, metric: str, direction: str) -> np.ndarray:
@@ -136,7 +144,7 @@ def searcher_summary(frame: pd.DataFrame, objectives: Mapping[str, str]) -> pd.D
     Those `outside_budget` are shown with what they have. The hypervolume is relative to the box of the whole run (`reference_box`).
 
     Returns:
-        Columns searcher, trials, complete, infeasible, failed, copies, best_<metric> for every objective, hypervolume,
+        Columns searcher, trials, complete, infeasible, stopped, failed, copies, best_<metric> for every objective, hypervolume,
         on_front (its members of the front of all searchers' trials at this budget).
     """
     n = equal_budget(frame)

@@ -37,6 +37,7 @@ from nas.report.words import comparison, headline, status
 
 MAX_NETWORKS = 6
 MAX_CURVES = 8
+MAX_STOPPED_CURVES = 40
 MAX_ROWS = 500
 MAX_FAILURES = 50
 
@@ -131,7 +132,7 @@ class _Report:
         parts.append(
             '<p class="note">Strong marks with trial numbers are the front, pale ones are dominated. The line is the best that is '
             "attained at each cost; whiskers are the interval of the latency. Crosses broke a constraint; on the lower edge: "
-            "never trained. Small triangles at an edge lie beyond it.</p>"
+            "never trained. Rings were stopped early and stand at their last epoch. Small triangles at an edge lie beyond it.</p>"
         )
         parts.append(to_html(pareto_sheet(self.front, self.objectives)))
         if x != "nnz" and not complete(self.frame, ("nnz", y)).empty:
@@ -170,9 +171,16 @@ class _Report:
         curves = {trial: rows for trial in shown if (rows := self._curve(trial))}
         if max(map(len, curves.values()), default=0) < 2:
             return ""  # a single epoch is no curve
-        more = len(self.front) - len(curves)
-        note = f'<p class="note">{more} more networks of the front are not drawn.</p>' if more > 0 else ""
-        return figure(svg_text(plots.curves_figure(curves), "curves")) + note
+        ended = self.frame[self.frame["state"].eq("stopped").fillna(False) & self.frame["copy_of"].isna()]
+        chosen = [int(ended["trial"].iloc[i]) for i in spread(len(ended), MAX_STOPPED_CURVES)]
+        stopped = [rows for trial in chosen if (rows := self._curve(trial))]
+        notes = []
+        if len(self.front) > len(curves):
+            notes.append(f"{len(self.front) - len(curves)} more networks of the front are not drawn.")
+        if stopped:
+            notes.append(f"Thin and grey: {len(stopped)} of {len(ended)} trials that were stopped early.")
+        note = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
+        return figure(svg_text(plots.curves_figure(curves, stopped=stopped), "curves")) + note
 
     def _networks(self) -> str:
         if self.front.empty:

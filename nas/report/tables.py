@@ -32,13 +32,13 @@ _RANKS = {
     **{"trial": 0, "val_accuracy": 0, "latency_ms": 0, "state": 1, "nnz": 1, "density": 2, "searcher": 2},
     **{"test_accuracy": 3, "weight_bytes": 5, "params": 6, "macs": 4, "duration_s": 7},
 }
-_STATE_STYLES = {"failed": "bad", "infeasible": "dim", "proposed": "dim", "running": "dim"}
+_STATE_STYLES = {"failed": "bad", "infeasible": "dim", "stopped": "dim", "proposed": "dim", "running": "dim"}
 
 
 def results_sheet(
     frame: pd.DataFrame, objectives: Mapping[str, str], *, limit: int | None = None, title: str = "Results"
 ) -> Sheet:
-    """Every trial, or the `limit` last; failed and infeasible ones too, with a star on the members of the front.
+    """Every trial, or the `limit` last; failed, infeasible and stopped ones too, with a star on the members of the front.
 
     Args:
         frame: as from `nas.frames.trials_frame`.
@@ -57,6 +57,8 @@ def results_sheet(
         notes.append(f"the last {len(shown)} of {len(frame)} trials; all of them: --format csv")
     notes += _quality_note(shown) + prediction_notes(frame)
     states = frame["state"].value_counts()
+    if states.get("stopped", 0):
+        notes.append(f"{states['stopped']} stopped early, with the values of their last epoch; never on the front")
     if states.get("failed", 0):
         notes.append(f"{states['failed']} failed; the reason is in the column error of --format csv, and in nas show")
     return _sheet(title, shown, names, notes, objectives, front)
@@ -90,12 +92,15 @@ def searcher_sheet(frame: pd.DataFrame, objectives: Mapping[str, str], *, title:
     """The searchers side by side at equal budget (see `nas.report.history.searcher_summary`), with an honest note."""
     summary = searcher_summary(frame, objectives)
     columns = [Column("searcher"), Column("trials", True), Column("feasible", True)]
-    columns += [Column("infeasible", True, 4), Column("failed", True, 3), Column("copies", True, 5)]
+    states = ["infeasible", *(["stopped"] if summary["stopped"].any() else []), "failed", "copies"]
+    columns += [
+        Column(state, True, {"infeasible": 4, "stopped": 4, "failed": 3, "copies": 5}[state]) for state in states
+    ]
     columns += [Column(f"best {short(metric)}", True) for metric in objectives]
     columns += [Column("hypervolume", True, 1), Column("on front", True, 2)]
     rows, keys = [], []
     for row in summary.to_dict("records"):
-        counts = [row["trials"], row["complete"], row["infeasible"], row["failed"], row["copies"]]
+        counts = [row["trials"], row["complete"], *(row[state] for state in states)]
         best = [show(metric, row[f"best_{metric}"]) for metric in objectives]
         volume = show("hypervolume", row["hypervolume"])
         rows.append((str(row["searcher"]), *(f"{n:,}" for n in counts), *best, volume, str(row["on_front"])))

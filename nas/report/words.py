@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nas.frames import complete, numbers
-from nas.report.history import FINISHED, equal_budget, outside_budget, searcher_summary, searchers
+from nas.report.history import FINISHED, epochs_spared, equal_budget, outside_budget, searcher_summary, searchers
 from nas.report.tables import front_rows
 from nas.report.units import digits, direction_of, duration, interval, label, missing, show
 
@@ -58,7 +58,8 @@ def comparison(frame: pd.DataFrame, objectives: Mapping[str, str]) -> list[str]:
         return ["There is nothing to compare yet: fewer than two searchers have a finished trial."]
     summary = {str(row["searcher"]): row for row in searcher_summary(frame, objectives).to_dict("records")}
     n = equal_budget(frame)
-    sentences = [f"Each searcher is judged by its first {n} finished trials (failed and infeasible ones count)."]
+    count = "failed, infeasible and stopped" if frame["state"].eq("stopped").any() else "failed and infeasible"
+    sentences = [f"Each searcher is judged by its first {n} finished trials ({count} ones count)."]
     if len(objectives) > 1:
         volumes = {name: float(summary[name]["hypervolume"]) for name in names}
         what = "hypervolume"
@@ -87,6 +88,9 @@ def status(frame: pd.DataFrame, asked: Mapping[str, int], finished: bool) -> str
     spent = float(np.nansum(numbers(frame, "duration_s")))
     text = f"{done} trials" + (f" ({', '.join(parts)})" if parts else "")
     time = f"; evaluating them took {duration(spent)} in all" if spent else ""
+    spared, epochs = epochs_spared(frame)
+    if spared:
+        time += f"; early stopping spared {spared:,} of {epochs:,} epochs"
     total = max(sum(asked.values()), len(frame))
     if finished or 0 < total == done:
         return f"The search is finished: {text}{time}."

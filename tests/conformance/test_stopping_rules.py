@@ -101,7 +101,7 @@ def check_against_twin(rule: StoppingRule, twin: Callable[[Reports, int, int], b
             reported.setdefault(trial, {})[epoch] = value
             rule.report(trial, epoch, value)
 
-        def decide(self, trial: int, epoch: int):  # type: ignore[no-untyped-def]
+        def decide(self, trial: int, epoch: int):
             nonlocal decisions
             decision = rule.decide(trial, epoch)
             assert decision.stop == twin(reported, trial, epoch), (trial, epoch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from torch import nn
 
 from nas.config import RunConfig, load_config
 from nas.data import Data, load_data
-from nas.errors import ConfigError
+from nas.errors import ConfigError, DataError, UnknownName
+from nas.shipped import DATA, SPACE, data_digest, read_data, shipped_digest, space_file
 from search_spaces import Space, SpaceError, get_space
+from search_spaces.registry import find_space_file
 
 
 def prepare(plain: Mapping[str, Any]) -> tuple[RunConfig, Path, Data, Space]:
@@ -22,10 +26,38 @@ def prepare(plain: Mapping[str, Any]) -> tuple[RunConfig, Path, Data, Space]:
         ConfigError, DataError: this machine has not what the config names; says what.
     """
     config = load_config(json.loads(plain["config"]), name=plain["name"])
-    data = make_data(config)
+    folder = Path(plain["folder"])
+    data = _data(config, folder)
     space_folder = Path(plain["space_folder"]) if plain["space_folder"] else None
-    space = make_space(config, data.input_shape, data.classes, space_folder)
-    return config, Path(plain["folder"]), data, space
+    space = make_space(_with_space_file(config, folder, space_folder), data.input_shape, data.classes, space_folder)
+    return config, folder, data, space
+
+
+def _data(config: RunConfig, folder: Path) -> Data:
+    """The run's data, as they are here; what the driver sent where they are not, or are others."""
+    sent = folder / DATA
+    try:
+        data = make_data(config)
+    except (DataError, UnknownName):
+        if sent.is_file():
+            return read_data(sent)
+        raise
+    if sent.is_file() and shipped_digest(sent) != data_digest(data):
+        return read_data(sent)
+    return data
+
+
+def _with_space_file(config: RunConfig, folder: Path, space_folder: Path | None) -> RunConfig:
+    """The config, with the run's own copy of the space file in place of one that is not here or is another."""
+    named = space_file(config)
+    copy = folder / SPACE / named.name
+    if not named.name or not copy.is_file():
+        return config
+    with suppress(SpaceError, OSError):
+        if find_space_file(str(named), space_folder).read_bytes() == copy.read_bytes():
+            return config
+    function = config.space["name"].rpartition(":")[2]
+    return replace(config, space=config.space | {"name": f"{copy}:{function}"})
 
 
 def make_data(config: RunConfig) -> Data:

@@ -77,9 +77,10 @@ def connect(address: str, *, cpus: float = 0, gpus: float = 0, modules: Iterable
             raise ConfigError(f"gpus_per_trial: expected at most the {found:g} GPUs of this machine, got {gpus:g}")
         return Connection(address, ours=True, local=True)
     _reach(address)
-    travels = {} if _JOB_VARIABLE in os.environ else {"runtime_env": {"py_modules": code_that_travels(modules)}}
+    if _JOB_VARIABLE not in os.environ:  # what was submitted with ray job submit has brought its code
+        common["runtime_env"] = {"py_modules": code_that_travels(modules)}
     with _errors(address), _short_patience(), _without_stderr():
-        ray.init(address=address, **common, **travels)
+        ray.init(address=address, **common)
     return Connection(address, ours=True, local=False)
 
 

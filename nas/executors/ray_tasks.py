@@ -94,13 +94,14 @@ class RayExecutor:
         self._nodes = Nodes(placement)
         environment = worker_environment(self._connection, placement.threads)
         # With a GPU Ray ends a process after its task, as one that has used a GPU cannot be given another.
-        self._options: dict[str, Any] = {
+        options: Any = {
             "num_cpus": placement.cpus,
             "num_gpus": placement.gpus,
             "max_retries": 0,
             "runtime_env": {"env_vars": environment},
         } | ({} if placement.gpus else {"max_calls": 0})
-        self._run = ray.remote(**self._options)(ray_worker.run)
+        decorate: Any = ray.remote(**options)
+        self._run = decorate(ray_worker.run)
         self._box = uuid.uuid4().hex
         self._mailbox = _mailbox(environment)
         self._letters = self._mailbox.take.remote(self._box, LETTERS_S)
@@ -379,8 +380,9 @@ def _mailbox(environment: Mapping[str, str]) -> Any:
     job = context.get_job_id() + context.gcs_address
     if job not in _mailboxes:
         _mailboxes.clear()
+        decorate: Any = ray.remote
         _mailboxes[job] = (
-            ray.remote(ray_worker.Mailbox)
+            decorate(ray_worker.Mailbox)
             .options(
                 num_cpus=0,
                 max_restarts=-1,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,22 @@ def test_kill_9_frees_the_lock(tmp_path: Path) -> None:
         holder.wait()
     with RunLock(tmp_path):
         pass
+
+
+def test_a_driver_that_stands_by_takes_over_when_the_holder_ends(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def heard(text: str) -> None:
+        told.append(text)
+        threading.Timer(0.2, first.release).start()
+
+    first = RunLock(tmp_path)
+    with RunLock(tmp_path, standby=True, message=heard), pytest.raises(RunError, match="in use by"):
+        RunLock(tmp_path)
+    assert told == [
+        f"standing by: the run is in use by process {os.getpid()} on {socket.gethostname()}; "
+        "this driver takes over when that one ends"
+    ]
 
 
 def test_a_started_program_does_not_inherit_the_lock(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_kill_9_frees_a_run_at_once_on_the_same_machine(url: str) -> None:
 
 def test_a_standby_finishes_the_search_of_a_killed_driver(url: str, tmp_path: Path, postgres: PostgresServer) -> None:
     out = tmp_path / "run"
-    config = write_config(tmp_path, trials=3, workers=1, epochs=2)
+    config = write_config(tmp_path, trials=2, workers=1)
     with _running(start_search(config, out, "--storage", url, "--quiet")) as first:
         deadline = time.monotonic() + 90
         while not _begun(out):
@@ -361,7 +361,7 @@ def test_a_standby_finishes_the_search_of_a_killed_driver(url: str, tmp_path: Pa
         run = load_run(out)
         assert run.finished
         assert sorted((t.searcher, t.index) for t in run.trials) == sorted(
-            [("dense", 0), *((name, i) for name in ("random", "nsga2") for i in range(3))]
+            [("dense", 0), *((name, i) for name in ("random", "nsga2") for i in range(2))]
         )
         assert {t.state for t in run.trials} <= {"complete", "infeasible"}
         assert postgres.password not in run.frame().to_csv()

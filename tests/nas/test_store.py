@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -46,9 +48,17 @@ def run_one(store: Store, index: int = 0, searcher: str = "random", **result: An
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.create(tmp_path / "run.db") as store:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    where = tmp_path / "run.db" if request.param == "file" else request.getfixturevalue("postgres_url")
+    with Store.create(where, run=request.node.nodeid) as store:
         yield store
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The laws hold for a file and on a server; tests that look at the file itself name `tmp_path`."""
+    if "store" in metafunc.fixturenames:
+        own = inspect.signature(metafunc.function).parameters
+        metafunc.parametrize("store", ["file"] if "tmp_path" in own else ["file", "server"], indirect=True)
 
 
 # -- the life of a trial ------------------------------------------------------------------------------------------------------
@@ -162,7 +172,7 @@ def test_a_trial_that_is_not_there_is_an_error_that_counts_them(store: Store) ->
         lambda n: store.finish(n, 1, "failed"),
         lambda n: store.update_metrics(n, {}),
     ):
-        with pytest.raises(ValueError, match=r"no trial 3: .*run\.db holds 1, numbered from 0"):
+        with pytest.raises(ValueError, match=rf"no trial 3: {re.escape(store.where)} holds 1, numbered from 0"):
             call(3)
 
 
@@ -534,7 +544,7 @@ def limit_pages(store: Store, extra: int | None) -> None:
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + extra if extra is not None else 2**30}")
 
 
-def test_a_full_disk_undoes_the_step_and_nothing_else(store: Store) -> None:
+def test_a_full_disk_undoes_the_step_and_nothing_else(store: Store, tmp_path: Path) -> None:
     run_one(store, 0, metrics={"val_accuracy": 0.5})
     running = store.start(propose(store, 1).trial)
     limit_pages(store, 2)

@@ -39,7 +39,7 @@ def add_commands(add: Add) -> None:
     sub.add_argument(
         "--export",
         metavar="FILE",
-        help="instead, write an Optuna storage for other tools: .db (SQLite) or .log (journal)",
+        help="instead, write an Optuna storage for other tools: .log (journal) or .db (SQLite, some 30 trials a second)",
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import random
 import signal
 import socket
@@ -23,6 +22,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
+from sqlalchemy.engine import make_url
 
 from nas.cli import main
 from nas.commands_watch import watch_results
@@ -31,9 +31,11 @@ from nas.dashboard.export import export_study
 from nas.dashboard.server import RunStorage
 from nas.dashboard.study import StudyView
 from nas.run import Run, load_run
+from nas.storage import Storage, write_storage
 from nas.store import Store, Trial
 from search_spaces.architecture import Architecture
 from tests.nas.synthetic_run import OBJECTIVES, make_trial, sample, synthetic_run
+from tests.postgres_server import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -218,7 +220,7 @@ def get(address: str) -> Any:
 def test_the_real_pages_show_the_run_follow_it_and_end_with_ctrl_c(run: Run) -> None:
     pytest.importorskip("optuna_dashboard")
     command = [sys.executable, "-m", "nas.cli", "dashboard", str(run.folder), "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as server:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             page = server.stdout.readline().strip()
@@ -271,3 +273,17 @@ def test_results_are_shown_again_until_the_run_is_finished(run: Run, capsys: Any
     assert not watched.is_alive()
     assert "finished" in out.getvalue()
     assert "running" not in out.getvalue().rpartition("made: ")[2]
+
+
+def test_a_run_on_a_server_is_shown_like_any_other(
+    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = postgres.new_database(), tmp_path / "run"
+    monkeypatch.setenv("PGPASSWORD", make_url(url).password or "")
+    folder.mkdir()
+    (folder / "config.toml").write_text(load_config({}, name="made").to_toml())
+    write_storage(folder, Storage(url, "made"))
+    with Store.create(url, "made") as store:
+        finish(store, propose(store, one("complete")), one("complete"))
+        assert export_study(load_run(folder), tmp_path / "study.log") == 1
+    assert read(tmp_path / "study.log").best_trials[0].params == one("complete").architecture.as_dict()

@@ -79,7 +79,11 @@ def connect(address: str, *, cpus: float = 0, gpus: float = 0, modules: Iterable
     _reach(address)
     if _JOB_VARIABLE not in os.environ:  # what was submitted with ray job submit has brought its code
         common["runtime_env"] = {"py_modules": code_that_travels(modules)}
-    with _errors(address), _short_patience(), _without_stderr():
+    with _empty_folder() as empty, _errors(address), _short_patience(), _without_stderr():
+        if (
+            "runtime_env" in common
+        ):  # else workers look in this process's folders first, where nodes may have other code
+            common["runtime_env"]["working_dir"] = str(empty)
         ray.init(address=address, **common)
     return Connection(address, ours=True, local=False)
 
@@ -188,6 +192,14 @@ def _errors(where: str) -> Iterator[None]:
                 f"{where}: a token is needed and none was found; set RAY_AUTH_TOKEN to the cluster's ({_line(error)})"
             ) from error
         raise ConfigError(f"{where}: Ray could not be started or reached: {_line(error)}") from error
+
+
+@contextmanager
+def _empty_folder() -> Iterator[Path]:
+    """A folder with nothing of interest (Ray takes none that is quite empty)."""
+    with tempfile.TemporaryDirectory(prefix="nas-ray-") as folder:
+        Path(folder, "README").write_text("Code of this job is in its py_modules.\n")
+        yield Path(folder)
 
 
 @contextmanager

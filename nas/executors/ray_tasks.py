@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import time
 import uuid
 import weakref
@@ -178,6 +179,7 @@ class RayExecutor:
             identity=self._identity,
             files=files,
             setup_files=self._setup_files if files is not None else [],
+            directory=os.getcwd(),
             scratch=self._scratch,
         )
         self._held[order.token] = _Held(job, payload, order.token, self._launch(order), time.monotonic())

@@ -88,6 +88,7 @@ class Order:
         identity: `run_id` of it.
         files: what the job needs, for a process that does not see the folder; None: the driver thinks that it sees it.
         setup_files: reference of an object with what the setup needs, in a list so that it is fetched only if it is used.
+        directory: the driver's working directory, which is used where it exists, so that relative paths mean the same.
         scratch: where scratch folders are made; "" for the machine's temporary folder.
     """
 
@@ -101,6 +102,7 @@ class Order:
     identity: str
     files: Files | None
     setup_files: list[Any]
+    directory: str
     scratch: str
 
 
@@ -158,6 +160,8 @@ def _sit(order: Order, workplace: Workplace, here: Mapping[str, Any], mailbox: A
     mailbox.push.remote(order.box, {"token": order.token, "kind": "seated", "shared": workplace.shared, **facts})
     _seat = None
     gc.collect()  # what the last task held
+    if Path(order.directory).is_dir():
+        os.chdir(order.directory)
     setup = decode(order.setup)
     if not workplace.shared:
         workplace.begin(ray.get(order.setup_files[0]) if order.setup_files else {})

@@ -43,6 +43,7 @@ from nas.run import GIVEN, Run, load_run
 from nas.searchers import SEARCHERS, Proposal, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
 from nas.setup import make_data, make_space
+from nas.shipped import ship
 from nas.stopping import make_rule
 from nas.storage import Storage, run_storage
 from nas.store import Store
@@ -303,6 +304,7 @@ class _Search:
             gpus=run.gpus_per_trial,
             address=run.address,
             folder=self.folder.resolve(),
+            setup_needs=ship(self.config, self.folder, self.data),
             storage=self.storage.url,
             run=self.storage.run,
             message=progress.message,

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from nas.pareto import nondominated
 from nas.report.pace import GrowingFront, Pace
-from nas.report.progress import SearchProgress, Tally
+from nas.report.progress import SearchProgress
 from nas.report.stage_progress import StageTally
+from nas.report.tally import Tally
 from nas.store import Trial
 from tests.nas.synthetic_run import OBJECTIVES, make_trial, sample, synthetic_run
 

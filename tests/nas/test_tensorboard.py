@@ -204,7 +204,7 @@ def test_without_a_package_it_is_said_before_the_run_starts(
 
 
 def test_of_a_search_that_was_killed_and_continued_the_points_are_the_curves_of_its_database(tmp_path: Path) -> None:
-    config, out = write_config(tmp_path, workers=1, trials=2, epochs=40), tmp_path / "run"
+    config, out = write_config(tmp_path, workers=1, trials=1, epochs=15), tmp_path / "run"
     more = ("--set", "run.tensorboard=true", "--set", "run.checkpoint_s=0.2")
     with start_search(config, out, *more) as first:
         try:

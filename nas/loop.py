@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from nas.errors import EvaluationFailed, RunError
 from nas.executors.base import Event, Executor, Job
 from nas.objectives import objective_values
-from nas.searchers import Proposal, Searcher, SpaceExhausted
+from nas.proposals import INITIAL, Proposals
+from nas.searchers import Searcher
 from nas.stopping import StoppingRule
 from nas.stopping.segments import Segments
 from nas.store import State, Store, Trial
-from search_spaces import SpaceError
 
 MAX_LOST = 3
 """A trial whose process dies this often (out of memory, killed) is a failed row; the search goes on."""
@@ -29,12 +29,6 @@ MAX_BLAMELESS = 20
 
 WAIT_S = 0.5
 """Longest time between two looks at the executor, seconds."""
-
-INITIAL = "initial"
-"""Key of a trial's sampler dict and of its job: the file of weights and masks that its training starts from, if there is one."""
-
-Work = tuple[str, int, str | None]
-"""What makes two trials of a run the same work: digest, seed, and what they start from."""
 
 
 class Progress(Protocol):
@@ -79,26 +73,19 @@ class SearchLoop:
         on_finished: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         self.store = store
-        self.searchers = dict(searchers)
-        self.totals = dict(totals)
         self.executor = executor
         self.objectives = dict(objectives)
-        self.seed = seed
-        self.epochs = epochs
         self.progress = progress
         self.segments = Segments(stopping, epochs)
         self.on_finished = on_finished
-        self.history: dict[str, list[Trial]] = {name: [] for name in self.searchers}
-        self._proposed: dict[str, set[str]] = {name: set() for name in self.searchers}
-        self._original: dict[Work, int] = {}  # -> the trial that is or was really evaluated
-        self._trials: dict[int, Trial] = {}
+        self.proposals = Proposals(store, searchers, totals, seed=seed, epochs=epochs, message=progress.message)
+        self._trials = self.proposals.trials
         self._waiting: dict[int, list[int]] = {}  # original -> copies that wait for its answer
         self._queue: deque[int] = deque()  # to be started
         self._paused: deque[int] = deque()  # to go on
         self._running: set[int] = set()  # the executor holds them
         self._lost: dict[tuple[int, bool], int] = {}  # trial, whether blameless -> times
         self._spent_s: dict[int, float] = {}  # in the segments of an open trial
-        self._exhausted: set[str] = set()
         self._workers: tuple[int, int] | None = None
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -113,7 +100,7 @@ class SearchLoop:
 
     def _left(self) -> bool:
         """Whether there is anything to submit, once there is a worker."""
-        return bool(self._paused or self._queue or self._open_searchers())
+        return bool(self._paused or self._queue or self.proposals.open_searchers())
 
     def _poll(self) -> list[Event]:
         """What happened; with nothing under way, waits for workers without keeping the processor busy."""
@@ -143,7 +130,7 @@ class SearchLoop:
     def _restore(self) -> None:
         self.store.recover()
         for trial in self.store.trials():
-            self._remember(trial)
+            self.proposals.remember(trial)
         self.segments.restore(self.store, self._trials.values())
         self.progress.already(self._trials.values())
         for trial in list(self._trials.values()):
@@ -153,21 +140,6 @@ class SearchLoop:
                 self._queue.append(trial.trial)
             else:
                 self._follow(trial)
-
-    def _remember(self, trial: Trial) -> None:
-        fresh = trial.trial not in self._trials
-        self._trials[trial.trial] = trial
-        if trial.searcher in self.history:
-            if fresh:
-                self.history[trial.searcher].append(trial)
-                self._proposed[trial.searcher].add(trial.digest)
-            else:
-                self.history[trial.searcher][trial.index] = trial
-        work = (trial.digest, trial.seed, trial.sampler.get(INITIAL))
-        if trial.copy_of is None and trial.state != "failed":
-            self._original.setdefault(work, trial.trial)
-        elif trial.state == "failed" and self._original.get(work) == trial.trial:
-            del self._original[work]
 
     def _fill(self) -> None:
         """Hand the executor what it has room for: trainings that go on first, then restarts, then new proposals."""
@@ -180,7 +152,7 @@ class SearchLoop:
                 if waiting is None:
                     return
                 trial = self.store.start(waiting.trial)
-                self._remember(trial)
+                self.proposals.remember(trial)
                 self.progress.trial_started(trial)
             self._running.add(trial.trial)
             self.executor.submit(self._job(trial))
@@ -202,52 +174,11 @@ class SearchLoop:
             needs.append(payload["donor"])
         return Job(trial.trial, trial.attempts, payload, tuple(needs))
 
-    def _open_searchers(self) -> list[str]:
-        return [
-            name
-            for name, total in self.totals.items()
-            if len(self.history[name]) < total and name not in self._exhausted
-        ]
-
     def _propose(self) -> Trial | None:
         """The next trial that must be evaluated, or None if all have been proposed."""
-        while True:
-            open_searchers = self._open_searchers()
-            if not open_searchers:
-                return None
-            name = min(open_searchers, key=lambda n: len(self.history[n]) / self.totals[n])
-            history, proposed = self.history[name], self._proposed[name]
-            try:
-                proposal = self._ask(name, history, proposed.__contains__)
-            except SpaceExhausted as reason:
-                self._exhausted.add(name)
-                self.progress.message(f"{name} stops after {len(history)} of {self.totals[name]} trials: {reason}")
-                continue
-            seed = self.seed if proposal.seed is None else proposal.seed
-            original = self._original.get((proposal.architecture.digest, seed, proposal.initial))
-            trial = self.store.propose(
-                searcher=name,
-                index=len(history),
-                architecture=proposal.architecture,
-                seed=seed,
-                epochs=self.epochs,
-                sampler=proposal.sampler | ({INITIAL: proposal.initial} if proposal.initial else {}),
-                copy_of=original,
-            )
-            self._remember(trial)
-            if original is None:
-                return trial
+        while (trial := self.proposals.next()) is not None and trial.copy_of is not None:
             self._follow(trial)
-
-    def _ask(self, name: str, history: list[Trial], avoid: Callable[[str], bool]) -> Proposal:
-        searcher, index = self.searchers[name], len(history)
-        try:
-            return searcher.propose(history, index, avoid)
-        except (
-            SpaceError
-        ) as error:  # the space function raised for what the searcher wanted; anything new will do instead
-            self.progress.message(f"{name}, proposal {index}: {error}; drawn at random instead")
-            return Proposal(searcher.draw_random(index, avoid))
+        return trial
 
     def _follow(self, copy: Trial) -> None:
         """Give a copy its original's answer, now or when it comes."""
@@ -311,7 +242,7 @@ class SearchLoop:
             )
             return
         self._spent_s[trial.trial] = self._spent_s.get(trial.trial, 0.0) + (duration_s or 0.0)
-        self._remember(self.store.update_metrics(trial.trial, metrics | self.segments.passed(trial)))
+        self.proposals.remember(self.store.update_metrics(trial.trial, metrics | self.segments.passed(trial)))
         self._paused.append(trial.trial)
 
     def _answer(self, trial: Trial, answer: Mapping[str, Any], duration_s: float | None) -> None:
@@ -356,7 +287,7 @@ class SearchLoop:
         if not recorded:
             return
         finished = self.store.trial(trial.trial)
-        self._remember(finished)
+        self.proposals.remember(finished)
         self.progress.trial_finished(finished)
         self.on_finished(finished)
         for copy in self._waiting.pop(trial.trial, []):

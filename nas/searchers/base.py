@@ -99,6 +99,7 @@ def read_outcome(trial: TrialLike, objectives: Mapping[str, str], signs: Sequenc
 
     A finished trial counts as failed if it says so, if a violation is NaN, or if it is feasible but an objective is
     missing or not finite. A trial that is infeasible without violations that say by how much counts as violating by 1.
+    One that was stopped early is known by the values of its last epoch: too low, but that it was stopped says that it is not good.
     """
     if trial.state in ("proposed", "running"):
         return PENDING

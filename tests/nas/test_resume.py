@@ -213,6 +213,8 @@ class TestInterruptions:
             Trial(tmp_path, seed=1)(4)
         with pytest.raises(RunError, match=r"another training: expected train.lr = 0.5"):
             Trial(tmp_path, train={"lr": 0.5})(4)
+        with pytest.raises(RunError, match=r"another training: expected settle_epochs = 2"):
+            Trial(tmp_path, stopping={"rule": "asha", "min_epochs": 2})(4)
 
 
 class TestSettings:
@@ -275,8 +277,9 @@ class TestDonors:
         assert [row.get("donor") for row in answer["curve"]] == [None, None, 7, None, None]
         assert timeless(answer) == timeless(same(5, donor="checkpoints/00007"))
 
-    def test_a_donor_that_is_gone_or_another_network_changes_nothing(self, whole, tmp_path):
-        trial, other = Trial(tmp_path, 3), Trial(tmp_path, 7, space={"widths": [32]})
+    @pytest.mark.parametrize("space", [{"widths": [32]}, {"densities": [0.6]}])  # the second one has the same shapes
+    def test_a_donor_that_is_gone_or_another_network_changes_nothing(self, whole, tmp_path, space):
+        trial, other = Trial(tmp_path, 3), Trial(tmp_path, 7, space=space)
         other(2)
         trial(2)
         trial(3, donor="checkpoints/00007")

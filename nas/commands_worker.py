@@ -11,15 +11,16 @@ import os
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import ConfigError, RunError
+from nas.errors import ConfigError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
+
+    from nas.storage import Storage
 
 Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 
@@ -43,7 +44,7 @@ def add_worker(add: Add) -> None:
     sub.add_argument(
         "--storage",
         metavar="URL",
-        help="the run's PostgreSQL server, e.g. postgresql+psycopg://user@host/db; default NAS_STORAGE; leave the password to "
+        help="the run's PostgreSQL server, postgresql+psycopg://user@host/db; default: the folder's, or NAS_STORAGE; password: "
         "~/.pgpass or PGPASSWORD",
     )
     sub.add_argument("--slots", metavar="N", type=_positive, default=1, help="trials at a time; default 1")
@@ -78,19 +79,13 @@ def _seconds(text: str) -> float:
 
 
 def _worker(arguments: argparse.Namespace) -> None:
-    from nas.database import server_engine, server_url
     from nas.executors.queue_worker import QueueWorker
+    from nas.server import server_engine, server_url, shown
 
-    storage = os.environ.get("NAS_STORAGE", "") if arguments.storage is None else arguments.storage
-    if not storage:
-        raise ConfigError(
-            "nas worker: expected the run's PostgreSQL server, got none; give --storage postgresql+psycopg://user@host/database, "
-            "or set NAS_STORAGE"
-        )
-    words = Words()
-    told = _Signals()
-    name = _run_name(arguments.run, words, told)
-    engine, where = server_engine(storage, name, create=False), server_url(storage).render_as_string()
+    words, told = Words(), _Signals()
+    storage = _storage(arguments.run, arguments.storage, words, told)
+    name, where = storage.run, shown(server_url(storage.url))
+    engine = server_engine(storage.url, name, create=False)
     _connect(engine, where, words, told)
     worker = QueueWorker(
         engine,
@@ -108,21 +103,35 @@ def _worker(arguments: argparse.Namespace) -> None:
     words.say(f"ends: {worker.run()}")
 
 
-def _run_name(run: str, words: Words, told: _Signals) -> str:
-    """The run that RUN names; waits for one whose folder is to come."""
+def _storage(run: str, asked: str | None, words: Words, told: _Signals) -> Storage:
+    """Server and name of the run that RUN names; waits for a folder that is to come.
+
+    Raises:
+        ConfigError: no server is named.
+        RunError: the run's folder names another.
+    """
+    from nas.storage import ENVIRONMENT, Storage, is_run, run_storage
+
     folder = Path(run)
     if not folder.is_dir() and "/" not in run:
-        return run
-    config = folder / "config.toml"
-    if not config.is_file():
-        words.say(f"waiting for {config}; where the run's folder is not seen, give the run's name in its place")
-    while not config.is_file():
-        told.sleep(_LOOK_S)
-    try:
-        name = tomllib.loads(config.read_text())["run"]["name"]
-        return str(name or folder.resolve().name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{config}: damaged ({error}); give the run's name in place of its folder") from error
+        storage = Storage(os.environ.get(ENVIRONMENT, "") if asked is None else asked, run)
+    else:
+        if not is_run(folder):
+            words.say(f"waiting for a run in {folder}; where its folder is not seen, give the run's name in its place")
+        while not is_run(folder):
+            told.sleep(_LOOK_S)
+        storage = run_storage(folder, asked=asked)
+        if not storage.url:
+            raise ConfigError(
+                f"{folder}: expected a run on a PostgreSQL server, which workers can reach; found one in its folder. Begin "
+                "another with nas search --storage URL --executor workers"
+            )
+    if not storage.url:
+        raise ConfigError(
+            "nas worker: expected the run's PostgreSQL server, got none; give --storage postgresql+psycopg://user@host/database, "
+            "or set NAS_STORAGE"
+        )
+    return storage
 
 
 def _connect(engine: Engine, where: str, words: Words, told: _Signals) -> None:

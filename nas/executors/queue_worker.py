@@ -44,6 +44,8 @@ which the driver will soon have another, asks often; a thousand that are idle as
 (LISTEN) would wake all thousand for every job, and need a thousand connections; asking needs none in between."""
 _LONG_S = 2.0
 """A connection that was not used for so long is closed: those that work or wait hold none."""
+_SILENCE_S = 10.0
+"""Time without a job before that is worth a line, seconds."""
 _FAREWELL_S = 5.0
 """Longest time that a worker that was told to end tries to say so, seconds."""
 
@@ -276,7 +278,8 @@ class QueueWorker:
             if slot.job is None and slot.executor.ready:
                 job = self._reach(lambda c: queue.claim(c, self._me.id, self._setup.generation, self._lease_s))
                 if job is None:
-                    self._wait_for("jobs")
+                    if time.monotonic() > self._busy_at + _SILENCE_S:
+                        self._wait_for("jobs")
                     return
                 self._begin(slot, job)
 

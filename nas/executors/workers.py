@@ -18,7 +18,7 @@ from typing import Any, Self
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from nas.database import explain, server_engine, server_url
+from nas.database import explain
 from nas.errors import ConfigError, RunError
 from nas.executors import work_queue as queue
 from nas.executors.base import Event, Job, Placement, check_submit, decode, encode
@@ -26,6 +26,7 @@ from nas.executors.task import setup_error
 from nas.executors.travel import pack, run_id, unpack
 from nas.executors.versions import differences, versions
 from nas.executors.work_queue import Claimed, Member, Message, Setup
+from nas.server import server_engine, server_url, shown
 
 LEASE_S = 60.0
 PATIENCE_S = 600.0
@@ -313,7 +314,7 @@ def _where(storage: str) -> str:
             + ("none" if not storage else "another kind of database")
             + "; give --storage postgresql+psycopg://user@host/database (or NAS_STORAGE), or use executor local or ray"
         )
-    return server_url(storage).render_as_string()
+    return shown(server_url(storage))
 
 
 def make(task: str, setup: Mapping[str, Any], placement: Placement) -> WorkersExecutor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,11 @@ from nas.errors import ConfigError, RunError
 from nas.executors import Event, Job, Placement, make_executor
 from nas.executors.versions import differences, versions
 from nas.executors.workers import WorkersExecutor
+from nas.run import load_run
+from nas.storage import is_run
+from nas.store import Trial
 from tests.conformance.test_executors import collect
+from tests.nas.search_helpers import start_search, write_config
 from tests.nas.worker_helpers import WorkerProcess, executor, members, until
 from tests.postgres_server import PostgresServer
 
@@ -258,3 +263,44 @@ def test_only_versions_that_matter_differ() -> None:
     here = versions()
     assert differences(here | {"Python": "3.99.0"}, here) == ""
     assert differences(here | {"torch": "1.0"}, here) == f"torch 1.0, not {here['torch']}"
+
+
+@pytest.mark.slow
+def test_a_search_whose_driver_is_killed_goes_on_with_the_same_workers(
+    url: str, run: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly the trials that were asked for, none twice, none left open; the workers end with the run."""
+    monkeypatch.setenv("NAS_STORAGE", url)
+    folder = tmp_path / "out"
+    config = write_config(tmp_path, trials=3, epochs=1)
+    command = ("--storage", url, "--executor", "workers", "--set", f"run.name={run}")
+    workers = [start(run=str(folder)), start()]
+    killed = start_search(config, folder, *command)
+    try:
+        until(lambda: killed.poll() is not None or len(rows(folder)) >= 2, 90.0)
+    finally:
+        killed.kill()
+        killed.communicate()
+    with start_search(config, folder, *command) as again:
+        _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    found = rows(folder)
+    assert sorted((trial.searcher, trial.index) for trial in load_run(folder).trials) == [
+        *(("dense", 0), *(("nsga2", index) for index in range(3)), *(("random", index) for index in range(3)))
+    ]
+    assert len(found) == 7
+    codes = [worker.process.wait(20) for worker in workers]
+    logs = [worker.said() for worker in workers]
+    assert codes == [0, 0], "\n".join(logs)
+    assert all("ends: the run is finished" in log for log in logs)
+    done = [int(number) for log in logs for number in re.findall(r"trial (\d+), attempt \d+: done", log)]
+    originals = [trial.trial for trial in found if trial.copy_of is None]
+    assert sorted(set(done)) == originals
+    assert len(done) <= len(originals) + 2  # at most what the killed driver had not heard of
+
+
+def rows(folder: Path) -> list[Trial]:
+    """The complete trials of a run."""
+    if not is_run(folder) or not (folder / "environment.json").is_file():
+        return []
+    return [trial for trial in load_run(folder).trials if trial.state == "complete"]

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.database import server_engine
 from nas.executors import Placement
 from nas.executors import work_queue as queue
 from nas.executors.work_queue import Member
 from nas.executors.workers import WorkersExecutor
+from nas.server import server_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "tests.nas.executor_tasks:setup"

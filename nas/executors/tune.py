@@ -37,14 +37,16 @@ from nas.executors.ray_cluster import worker_environment
 from nas.executors.ray_tasks import RayExecutor
 from nas.executors.tune_trials import MOST_CALLS, Answer, Desk, Trials, TuneTrial, UntilClosed, Watch
 
-STOP_S = 3.0
-"""How long closing waits for Tune to end."""
+STOP_S = 1.5
+"""How long closing waits for the desk, and for Tune to end; Tune may go on ending in its thread."""
 NAME = "jobs"
 LOGGER = logging.getLogger("ray.tune")
 
+NO_NEW_CLUSTER = "RAY_ENABLE_AUTO_CONNECT"
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # prints nothing at verbose=0, unlike the new one
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    NO_NEW_CLUSTER: "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
@@ -108,6 +110,8 @@ class TuneExecutor(RayExecutor):
         self._thread.join(STOP_S)
         super().close()
         for name, value in self._before.items():
+            if name == NO_NEW_CLUSTER and self._thread.is_alive():
+                continue  # a call to Ray after its end would start a cluster
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -142,7 +146,7 @@ class TuneExecutor(RayExecutor):
                     self._desk.fail.remote(f"Ray Tune ended: {traceback.format_exc()}")
 
     def _launch(self, order: ray_worker.Order) -> Any:
-        reference = self._desk.run.remote(order)
+        reference = self._desk.run.remote(order, self._trials.room)
         self._references[reference] = order.token
         return reference
 

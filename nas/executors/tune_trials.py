@@ -28,20 +28,34 @@ MOST_CALLS = 10_000
 Answer = dict[str, Any]
 
 
+class _Trial:
+    """A trial that has asked for a job: its process, and the job once it has one. No handle of a process is kept longer than that,
+    as Tune ends one by letting go of it."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+        self.order: asyncio.Future[ray_worker.Order | None] = asyncio.get_running_loop().create_future()
+        self.token: int | None = None
+
+
 class Desk:
     """An actor beside the driver where trials find jobs and leave answers, and where it is known which trial has which job."""
 
     def __init__(self) -> None:
         self._jobs: deque[ray_worker.Order] = deque()
-        self._idle: dict[str, asyncio.Future[ray_worker.Order | None]] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
-        self._at_work: dict[str, tuple[int, Any]] = {}
+        self._trials: dict[str, _Trial] = {}
+        self._room = 0
         self._early_deaths = 0
         self._failure = ""
         self._closed = False
 
-    async def run(self, order: ray_worker.Order) -> Answer:
+    async def run(self, order: ray_worker.Order, room: int) -> Answer:
         """Have a trial run a job.
+
+        Args:
+            order: the job.
+            room: how many trials there shall be.
 
         Returns:
             What `ray_worker.run` returned, or {"kind": "died", "reason"}: its process died, {"kind": "unable", "reason"}: there
@@ -49,6 +63,7 @@ class Desk:
         """
         if self._failure:
             return {"kind": "unable", "reason": self._failure}
+        self._room = room
         answer = self._answers[order.token] = asyncio.get_running_loop().create_future()
         self._jobs.append(order)
         self._hand_out()
@@ -62,37 +77,40 @@ class Desk:
         self._early_deaths = 0
         if self._closed:
             return None
-        idle = self._idle[trial] = asyncio.get_running_loop().create_future()
+        found = self._trials[trial] = _Trial(process)
         self._hand_out()
-        order = await idle
-        if order is not None:
-            self._at_work[trial] = (order.token, process)
-        return order
+        return await found.order
 
-    async def leave(self, trial: str, answer: Answer) -> None:
-        """A trial's job has ended."""
-        token, _ = self._at_work.pop(trial)
-        self._resolve(token, answer)
+    async def leave(self, trial: str, answer: Answer) -> ray_worker.Order | None:
+        """A trial's job has ended.
+
+        Returns:
+            None, the trial is over; or another job, while processes are still starting: if this trial ended, Tune would stop one of
+            those and use this trial's for it, and with short jobs there would never be a second process.
+        """
+        found = self._trials.pop(trial, None)
+        if found is None or found.token is None:
+            return None
+        starting = len(self._trials) + 1 < self._room
+        self._resolve(found.token, answer)
+        return await self.next(trial, found.process) if starting else None
 
     async def ended(self, trial: str, reason: str) -> None:
         """A trial's process died, whether it had a job or not."""
-        idle = self._idle.pop(trial, None)
-        if trial in self._at_work:
-            token, _ = self._at_work.pop(trial)
-            self._resolve(token, {"kind": "died", "reason": reason})
-        elif idle is None:
+        found = self._trials.pop(trial, None)
+        if found is None:
             self._early_deaths += 1
             if self._early_deaths >= MAX_EARLY_DEATHS:
                 await self.fail(reason)
+        elif found.token is not None:
+            self._resolve(found.token, {"kind": "died", "reason": reason})
 
     async def drop(self, token: int) -> None:
         """Forget a job; a process that is at it is killed."""
         self._jobs = deque(order for order in self._jobs if order.token != token)
-        for trial, (at, process) in list(self._at_work.items()):
-            if at == token:
-                del self._at_work[trial]
-                self._idle[trial] = asyncio.get_running_loop().create_future()  # it had started well
-                ray.kill(process)
+        for trial in self._trials.values():
+            if trial.token == token:
+                ray.kill(trial.process)
         self._resolve(token, {"kind": "died", "reason": "stopped"})
 
     async def fail(self, reason: str) -> None:
@@ -102,20 +120,19 @@ class Desk:
             self._resolve(token, {"kind": "unable", "reason": reason})
 
     async def close(self) -> None:
-        """Send idle trials home, kill the processes of the others."""
+        """End the processes at once; Tune's own way would wait for the jobs they are at."""
         self._closed = True
-        for idle in self._idle.values():
-            if not idle.done():
-                idle.set_result(None)
-        for _, process in self._at_work.values():
-            ray.kill(process)
+        for trial in self._trials.values():
+            ray.kill(trial.process)
 
     def _hand_out(self) -> None:
-        while self._jobs and self._idle:
-            trial = next(iter(self._idle))
-            idle = self._idle.pop(trial)
-            if not idle.done():
-                idle.set_result(self._jobs.popleft())
+        for trial in self._trials.values():
+            if not self._jobs:
+                return
+            if trial.token is None:
+                order = self._jobs.popleft()
+                trial.token = order.token
+                trial.order.set_result(order)
 
     def _resolve(self, token: int, answer: Answer) -> None:
         future = self._answers.get(token)
@@ -124,7 +141,7 @@ class Desk:
 
 
 class TuneTrial(tune.Trainable):
-    """A trial of Tune: one job. Its process goes on to be another trial."""
+    """A trial of Tune: one job, as a rule. Its process goes on to be another trial."""
 
     def setup(
         self,
@@ -149,9 +166,9 @@ class TuneTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Wait for a job and run it."""
         order = ray.get(self._desk.next.remote(self.trial_id, self._process))
-        if order is not None:
+        while order is not None:
             answer = ray_worker.run(order, self._mailbox)
-            ray.get(self._desk.leave.remote(self.trial_id, answer))
+            order = ray.get(self._desk.leave.remote(self.trial_id, answer))
         return {"done": True}
 
 

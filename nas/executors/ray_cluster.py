@@ -170,28 +170,30 @@ def _errors(where: str) -> Iterator[None]:
     """What can go wrong in `ray.init`, as one line each."""
     try:
         yield
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            f"{where}: the cluster did not accept this process's token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
-            f"cluster's, here and on every node ({_line(error)})"
-        ) from error
-    except (ConnectionError, TimeoutError) as error:
-        what = (
-            "no Ray cluster runs on this machine; start one with ray start --head, or give HOST:PORT"
-            if where == "auto"
-            else "something answers there, but not as a Ray cluster of this version; check the port (of ray start --head: 6379), "
-            "and RAY_AUTH_MODE and RAY_AUTH_TOKEN if it asks for a token"
-        )
-        raise ConfigError(f"address {where}: {what} ({_line(error)})") from error
     except (RuntimeError, ValueError, ImportError, OSError, ray.exceptions.RayError) as error:
-        text = str(error)
-        if "ersion mismatch" in text:
-            raise ConfigError(f"address {where}: {_line(error)}; install the cluster's versions here") from error
-        if "token" in text.lower():
-            raise ConfigError(
-                f"{where}: a token is needed and none was found; set RAY_AUTH_TOKEN to the cluster's ({_line(error)})"
-            ) from error
-        raise ConfigError(f"{where}: Ray could not be started or reached: {_line(error)}") from error
+        raise ConfigError(f"address {where}: {_cure(where, error)} ({_line(error)})") from error
+
+
+def _cure(where: str, error: BaseException) -> str:
+    told = ""
+    link: BaseException | None = error
+    while link is not None:
+        told += str(link)
+        link = link.__cause__
+    if isinstance(error, ray.exceptions.AuthenticationError) or "uthenticat" in told:
+        return (
+            "the cluster asks for a token and did not get the right one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
+            "cluster's, here and on every node"
+        )
+    if "ersion mismatch" in told:
+        return "the cluster has other versions; install them here"
+    if isinstance(error, ImportError | ValueError):
+        return "Ray cannot do that here"
+    if isinstance(error, ConnectionError | TimeoutError):
+        if where == "auto":
+            return "no Ray cluster runs on this machine; start one with ray start --head, or give HOST:PORT"
+        return "what answers there is no Ray cluster; check the port (of ray start --head: 6379)"
+    return "Ray could not be started or reached"
 
 
 @contextmanager

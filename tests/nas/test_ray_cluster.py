@@ -165,7 +165,7 @@ def test_files_travel_where_no_disk_is_shared_and_a_second_attempt_starts_from_t
     count = run / "checkpoints" / "4" / "count"
     needs = ("checkpoints/4", "missing")
     executor.submit(Job(4, 1, {"trial": 4, "to": 9, "die_at": 3}, needs))
-    seen = []
+    seen: list[Event] = []
     while not seen or seen[-1].kind == "progress":
         for event in executor.poll(20):
             seen.append(event)

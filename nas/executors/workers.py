@@ -232,11 +232,10 @@ class WorkersExecutor:
             connection.commit()
             self._read.clear()
         self._looked_at = now
-        if now >= self._census_at:
+        if now >= max(self._census_at, self._expire_from):
             self._census_at = now + min(_CENSUS_S, self._lease_s / 4)
             self._count(connection)
-            if now >= self._expire_from:
-                self._expire(connection)
+            self._expire(connection)
         if self._taken_back:
             self._send(connection)
 

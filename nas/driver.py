@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from nas.artifacts import clean_scratch
 from nas.config import RunConfig, load_config
 from nas.data import Data, from_datasets
-from nas.errors import ConfigError, NasError, unknown_name
+from nas.errors import ConfigError, NasError, RunError, unknown_name
 from nas.evaluate import TrialEvaluator
 from nas.executors import CLUSTER, EXECUTORS, InlineExecutor, make_executor
 from nas.executors.base import Executor, Placement
@@ -334,7 +334,11 @@ class _Search:
             progress.message(f"exporting trial {best}")
             try:
                 export_trial(run, best, self.folder / "exported")
-            except (ExportError, SpaceError) as error:  # this network only; the run's results do not depend on it
+            except (
+                ExportError,
+                RunError,
+                SpaceError,
+            ) as error:  # this network only; the run's results do not depend on it
                 progress.message(f"trial {best} could not be exported: {error}")
         progress.message("writing the report")
         write_report(run, self.folder / "report.html")

@@ -40,6 +40,7 @@ class Progress(Protocol):
     def trial_finished(self, trial: Trial) -> None: ...
     def message(self, text: str) -> None: ...
     def workers(self, busy: int, capacity: int) -> None: ...
+    def trial_lost(self, trial: Trial) -> None: ...
 
 
 class SearchLoop:
@@ -114,11 +115,7 @@ class SearchLoop:
     def _tell_workers(self) -> None:
         now = (len(self._running), self.executor.capacity)
         before, self._workers = self._workers, now
-        if now == before:
-            return
-        tell = getattr(self.progress, "workers", None)  # a plain listener may leave it out
-        if tell is not None:
-            tell(*now)
+        self.progress.workers(*now)
         if now[1] <= 0 and (before is None or before[1] > 0):
             self.progress.message(
                 "there is no worker at the moment; the search waits for one and goes on by itself. Start `nas worker` for this "
@@ -220,6 +217,7 @@ class SearchLoop:
             self._answer(trial, event.payload, event.duration_s)
 
     def _answer_lost(self, trial: Trial, event: Event) -> None:
+        self.progress.trial_lost(trial)
         blameless = bool(event.payload.get("blameless"))
         times = self._lost[trial.trial, blameless] = self._lost.get((trial.trial, blameless), 0) + 1
         if times < (MAX_BLAMELESS if blameless else MAX_LOST):

@@ -44,6 +44,7 @@ class Watch:
         self.finished_s.append(time.perf_counter())
 
     def workers(self, busy: int, capacity: int) -> None: ...
+    def trial_lost(self, trial: Trial) -> None: ...
 
     def message(self, text: str) -> None:
         self.messages.append(text)

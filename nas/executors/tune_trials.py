@@ -46,6 +46,7 @@ class Desk:
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._trials: dict[str, _Trial] = {}
         self._room = 0
+        self._between = 0  # processes on their way to their next trial
         self._early_deaths = 0
         self._failure = ""
         self._closed = False
@@ -77,9 +78,8 @@ class Desk:
         self._early_deaths = 0
         if self._closed:
             return None
-        found = self._trials[trial] = _Trial(process)
-        self._hand_out()
-        return await found.order
+        self._between = max(0, self._between - 1)
+        return await self._wait(trial, process)
 
     async def leave(self, trial: str, answer: Answer) -> ray_worker.Order | None:
         """A trial's job has ended.
@@ -91,9 +91,11 @@ class Desk:
         found = self._trials.pop(trial, None)
         if found is None or found.token is None:
             return None
-        starting = len(self._trials) + 1 < self._room
         self._resolve(found.token, answer)
-        return await self.next(trial, found.process) if starting else None
+        if len(self._trials) + 1 + self._between < self._room:
+            return await self._wait(trial, found.process)
+        self._between += 1
+        return None
 
     async def ended(self, trial: str, reason: str) -> None:
         """A trial's process died, whether it had a job or not."""
@@ -124,6 +126,11 @@ class Desk:
         self._closed = True
         for trial in self._trials.values():
             ray.kill(trial.process)
+
+    async def _wait(self, trial: str, process: Any) -> ray_worker.Order | None:
+        found = self._trials[trial] = _Trial(process)
+        self._hand_out()
+        return await found.order
 
     def _hand_out(self) -> None:
         for trial in self._trials.values():

@@ -248,13 +248,14 @@ def test_tune_runs_it_with_a_limiter_and_asha_and_keeps_its_state(
     again = search_for("nsga2", options={"population": 4})
     again.restore_from_dir(str(tmp_path / "asha"))
     assert again.suggest("next") == search.suggest("next")
-    with pytest.raises(tune.TuneError):
+    with pytest.raises(ValueError, match="Search algorithms cannot be used with PopulationBasedTraining"):
         tune.Tuner(
             train,
             tune_config=tune.TuneConfig(
                 search_alg=search_for("random"),
                 scheduler=PopulationBasedTraining("epoch", "accuracy", "max", hyperparam_mutations={"lr": [1.0, 2.0]}),
                 num_samples=1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(name="pbt", storage_path=str(tmp_path), verbose=0),
         ).fit()

@@ -10,7 +10,9 @@ trainings come in segments, so these rules are the same on every executor, see s
 and outlive the driver. A restored Tune experiment has forgotten what its scheduler knew (ray issue 30838) and the trials that
 started after the last snapshot. Nor its retries: the loop counts attempts. For a Tune program of your own see tune_search.py.
 
-Tune cannot stop a function that hangs; on a time-out its process is killed here. Start with `TuneExecutor`.
+Tune cannot stop a function that hangs: at a time-out its process is killed here. Tune remembers every trial: about 23 kB of the
+driver's memory each (2,000 trials, 2 cores, 56 trials/s where Ray tasks do 216/s); on disk nothing stays. A node whose disk is full
+cannot be avoided, as Tune places its trials itself. Start with `TuneExecutor`.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 Tune starts a trial wherever there is room and keeps its process for the next one (`reuse_actors`); the trial takes a job from the
 `Desk`, an actor beside the driver, runs it as a Ray task would (`nas.executors.ray_worker`), and leaves the answer there. So a job
-is one trial, but neither a job nor a result goes through Tune's own channels: Tune keeps in memory and writes to disk whatever it
-is told, for as long as it runs. Results, files, time-outs and dead nodes are handled as in `nas.executors.ray_tasks`.
+is one trial (while processes start, a trial may run several), but neither a job nor a result goes through Tune's own channels:
+Tune keeps in memory and writes to disk whatever it is told, for as long as it runs. Results, files, time-outs and dead nodes are
+handled as in `nas.executors.ray_tasks`.
 
 What it does not use of Tune, and why: its schedulers. ASHA, median stopping and PBT are the search loop's own (`nas.stopping`):
-trainings come in segments, so these rules are the same on every executor, see several objectives' runs stop by accuracy only,
-and outlive the driver. A restored Tune experiment has forgotten what its scheduler knew (ray issue 30838) and the trials that
+trainings come in segments, so these rules are the same on every executor, stop by accuracy and never by a cost, and outlive the
+driver. A restored Tune experiment has forgotten what its scheduler knew (ray issue 30838) and the trials that
 started after the last snapshot. Nor its retries: the loop counts attempts. For a Tune program of your own see tune_search.py.
 
 Tune cannot stop a function that hangs: at a time-out its process is killed here. Tune remembers every trial: about 23 kB of the

@@ -58,7 +58,8 @@ class RunSection:
         max_concurrent: trials at a time on a cluster; 0 for as many as there is room for.
         cpus_per_trial: CPUs that a trial occupies on a cluster.
         gpus_per_trial: GPUs that a trial occupies on a cluster; 0.25 puts four on one.
-        trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit. Needs at least one worker.
+        trial_timeout_s: a trial that takes longer is a failed row; 0 for no limit. Needs at least one worker. With a stopping
+            rule each part of a training between two pauses has this time; after the death of its process the time begins anew.
         threads: CPU threads of each worker, at most 1024.
         checkpoint_s: seconds between two checkpoints of a training, written at the ends of epochs: what is lost at most when a
             process dies.

@@ -17,7 +17,7 @@ import tomli_w
 
 from nas.config import METRICS, RunConfig
 
-SECTIONS = ("run", "data", "space", "search", "objectives", "constraints", "train", "latency", "final")
+SECTIONS = tuple(section.name for section in fields(RunConfig))
 _HEADINGS = {
     "space": "`[space]`: name is mlp, convnet, darts, nasnet, nasbench201, or your own: file.py:function or module:function. "
     "All other keys are options of that space.",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from nas.config import METRICS, RunConfig, differing_keys, load_config, parse_override
+from nas.config import METRICS, RunConfig, StoppingSection, differing_keys, load_config, parse_override
 from nas.config_reference import reference
 from nas.errors import ConfigError
 
@@ -40,7 +41,10 @@ def test_shipped_run_files_are_valid(path: Path) -> None:
 
 
 def test_the_reference_is_the_default_config_and_stands_in_the_docs() -> None:
-    assert load_config(tomllib.loads(reference()), name="run") == load_config({}, name="run")
+    read = tomllib.loads(reference())
+    assert load_config(read, name="run") == load_config({}, name="run")
+    assert set(read) == {section.name for section in fields(RunConfig)}, "a section is missing"
+    assert set(read["stopping"]) == {key.name for key in fields(StoppingSection)}
     assert reference() in (ROOT / "docs" / "config.md").read_text(), (
         "docs/config.md is out of date: put the output of `nas config` into its code block"
     )

@@ -30,6 +30,8 @@ from search_spaces import Architecture, Space
 
 MAX_LOST = 3
 """A search whose process dies this often is given up for this start; each time it goes on from its checkpoint."""
+MAX_BLAMELESS = 20
+"""The same where the executor says that the search had no part in it (its machine left the cluster)."""
 DENSE = "darts"
 """The search whose architectures are the dense controls."""
 CONTROLS = "controls.json"
@@ -205,6 +207,8 @@ class _Stage:
         self.queue = deque(self.jobs)
         self.running: dict[int, int] = {}  # job -> attempt
         self.lost = dict.fromkeys(self.jobs, 0)
+        self.blameless = dict.fromkeys(self.jobs, 0)
+        self.waits = False
         self.failed: dict[str, str] = {}
 
     def run(self) -> dict[str, str]:
@@ -212,13 +216,19 @@ class _Stage:
         while self.queue or self.running:
             while self.queue and len(self.running) < self.executor.capacity:
                 number = self.queue.popleft()
-                self.running[number] = self.lost[number] + 1
+                self.running[number] = self.lost[number] + self.blameless[number] + 1
                 job = self.jobs[number]
                 payload = {"job": job.name, "algorithm": job.algorithm, "seed": job.seed, "options": job.options}
                 self.executor.submit(Job(number, self.running[number], payload, (f"oneshot/{job.name}",)))
+            self._tell_of_workers()
             for event in self.executor.poll(0.5):
                 self._handle(event)
         return self.failed
+
+    def _tell_of_workers(self) -> None:
+        waited, self.waits = self.waits, self.executor.capacity <= 0
+        if self.waits and not waited:
+            self.progress.message("there is no worker at the moment; the one-shot searches wait for one")
 
     def _handle(self, event: Event) -> None:
         if self.running.get(event.trial) != event.attempt:
@@ -229,12 +239,14 @@ class _Stage:
             return
         del self.running[event.trial]
         if event.kind == "lost":
-            self.lost[event.trial] += 1
-            if self.lost[event.trial] < MAX_LOST:
+            blameless = bool(event.payload.get("blameless"))
+            counts, most = (self.blameless, MAX_BLAMELESS) if blameless else (self.lost, MAX_LOST)
+            counts[event.trial] += 1
+            if counts[event.trial] < most:
                 self.progress.message(f"search {name}: {event.error}; it goes on from its last checkpoint")
                 self.queue.appendleft(event.trial)
                 return
-            self._fail(name, f"{event.error} ({MAX_LOST} times); not tried again in this start")
+            self._fail(name, f"{event.error} ({most} times); not tried again in this start")
         elif event.kind == "failed":
             module, _, kind = str(event.payload.get("type", "")).rpartition(".")
             text = str(event.payload.get("message", ""))

@@ -25,7 +25,7 @@ from nas.oneshot.algorithms import ALGORITHMS
 from nas.oneshot.engine import RESULT, read_log
 from nas.oneshot.job import SupernetTrainer, job_folder
 from nas.oneshot.searcher import OneShot, make_options
-from nas.oneshot.stage import MAX_LOST, StagePlan, plan_stage, proposals, run_stage
+from nas.oneshot.stage import MAX_BLAMELESS, MAX_LOST, StagePlan, plan_stage, proposals, run_stage
 from nas.report.history import equal_budget, searcher_summary
 from nas.run import load_run
 from nas.searchers import Proposal, SpaceExhausted, is_oneshot, searcher_options
@@ -268,6 +268,41 @@ def test_a_search_whose_process_dies_again_and_again_is_given_up(tmp_path):
         run_stage(bench.plan(), bench.folder, lambda _: executor, bench.watch)
     assert [job.attempt for job in executor.jobs] == [1, 2, 3]
     assert executor.closed
+
+
+def test_machines_that_leave_are_not_held_against_a_search_until_there_were_many(tmp_path):
+    bench = Bench(tmp_path, controls=False)
+
+    def answer(job: Job) -> Event:
+        own = job.attempt in (2, 5)  # less often than is held against it
+        return Event("lost", job.trial, job.attempt, {} if own else {"blameless": True}, "gone", 1.0)
+
+    executor = Scripted(answer)
+    with pytest.raises(EvaluationFailed, match=rf"gone \({MAX_BLAMELESS} times\)"):
+        run_stage(bench.plan(), bench.folder, lambda _: executor, bench.watch)
+    assert [job.attempt for job in executor.jobs] == list(range(1, MAX_BLAMELESS + 3))
+
+
+def test_that_no_worker_is_there_is_said_once(tmp_path):
+    bench = Bench(tmp_path, controls=False)
+    real = bench.inline(1)
+
+    class Late(Scripted):
+        looks = 0
+
+        def poll(self, timeout_s: float = 0.0) -> list[Event]:
+            self.looks += 1
+            self.capacity = int(self.looks >= 3)
+            return super().poll(timeout_s)
+
+    def answer(job: Job) -> list[Event]:
+        real.submit(job)
+        return real.poll()
+
+    run_stage(bench.plan(), bench.folder, lambda _: Late(answer, capacity=0), bench.watch)
+    assert [text for text in bench.watch.messages if "no worker" in text] == [
+        "there is no worker at the moment; the one-shot searches wait for one"
+    ]
 
 
 def test_as_many_jobs_run_at_once_as_the_executor_holds(tmp_path):

@@ -25,6 +25,7 @@ from nas.config import CHANGEABLE, RunConfig, differing_keys, load_config
 from nas.data import Data
 from nas.errors import ConfigError, RunError
 from nas.executors.travel import RUN_ID, run_id
+from nas.server import without_passwords
 from nas.storage import DATABASE, STORAGE, Storage, write_storage
 from nas.store import Store
 from search_spaces.registry import find_space_file
@@ -228,7 +229,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *map(without_passwords, sys.argv[1:])]),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions,

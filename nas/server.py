@@ -7,6 +7,7 @@ what it raises.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 from sqlalchemy import create_engine, event
@@ -69,6 +70,12 @@ def shown(url: URL) -> str:
     return URL.create(
         bare.drivername, bare.username, None, bare.host, bare.port, bare.database, bare.query
     ).render_as_string()
+
+
+def without_passwords(text: str) -> str:
+    """Any one word, such as an argument of a command, without the password of a URL in it, be the URL right or wrong."""
+    text = re.sub(r"(://[^:/@?]*):.*@", r"\1@", text, flags=re.DOTALL)
+    return re.sub(rf"\b({'|'.join(_SECRETS)})=[^&]*", r"\1=...", text)
 
 
 def schema_name(run: str) -> str:

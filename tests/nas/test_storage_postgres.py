@@ -24,6 +24,7 @@ from nas.driver import search
 from nas.errors import RunError
 from nas.lease import Lease
 from nas.run import load_run
+from nas.server import without_passwords
 from nas.storage import Storage, run_storage, write_storage
 from nas.store import Store
 from tests.nas.search_helpers import start_search, write_config
@@ -119,6 +120,33 @@ def test_what_is_wrong_with_a_server_is_one_clear_line_and_no_password(postgres:
 
 
 # -- the folder ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "hidden"),
+    [
+        ("postgresql+psycopg://u:se/cr:et@host:1/db", "postgresql+psycopg://u@host:1/db"),
+        ("--storage=postgresql://u:se@cret@host/db", "--storage=postgresql://u@host/db"),
+        (
+            "postgresql://u@host/db?password=secret&sslmode=require",
+            "postgresql://u@host/db?password=...&sslmode=require",
+        ),
+        ("ray://head:10001", "ray://head:10001"),
+        ("run.name=a@b", "run.name=a@b"),
+    ],
+)
+def test_passwords_in_arguments_are_hidden(word: str, hidden: str) -> None:
+    assert without_passwords(word) == hidden
+
+
+def test_no_file_of_a_run_holds_the_password_of_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer, url: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nas", "search", "x.toml", "--storage", url])
+    search(write_config(tmp_path, workers=0, trials=2), out=tmp_path / "run", storage=url, quiet=True)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"environment.json", "report.html", "storage.json"} <= {path.name for path in files}
+    assert not [path.name for path in files if postgres.password.encode() in path.read_bytes()]
 
 
 def test_a_folder_keeps_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,10 @@ class SearchLoop:
             )
             return
         self._spent_s[trial.trial] = self._spent_s.get(trial.trial, 0.0) + (duration_s or 0.0)
-        self.proposals.remember(self.store.update_metrics(trial.trial, metrics | self.segments.passed(trial)))
+        passed = self.store.update_metrics(
+            trial.trial, metrics | self.segments.passed(trial), curve=self.segments.rows(trial)
+        )
+        self.proposals.remember(passed)
         self._paused.append(trial.trial)
 
     def _answer(self, trial: Trial, answer: Mapping[str, Any], duration_s: float | None) -> None:

@@ -457,16 +457,13 @@ class Store:
             "duration_s": duration_s,
             "finished_at": now(),
         }
-        rows = [{"trial": trial, "row": i, "values": to_json(dict(row))} for i, row in enumerate(curve)]
 
         def work(connection: Connection) -> bool:
             changed = connection.execute(_FINISH, values | {"at": trial, "attempt": attempt})
             if changed.rowcount == 0:
                 self._read(connection, trial)  # raises if there is none
                 return False
-            connection.execute(_CLEAR_CURVE, {"at": trial})
-            if rows:
-                connection.execute(_INSERT_CURVE, rows)
+            _write_curve(connection, trial, curve)
             return True
 
         return self._write_with(work)
@@ -479,6 +476,7 @@ class Store:
         state: State | None = None,
         violations: Mapping[str, float] | None = None,
         error: str | None = None,
+        curve: Sequence[Mapping[str, Any]] | None = None,
     ) -> Trial:
         """Add metrics to a trial (test accuracy, a later latency); those of the same name are replaced.
 
@@ -488,6 +486,7 @@ class Store:
             state: what the trial is in the light of it, e.g. "infeasible" after a second measurement; None to leave it.
             violations: as in `finish`; None to leave them.
             error: why it failed after all; None to leave what is there.
+            curve: rows of the training history so far; None to leave what is there.
 
         Raises:
             ValueError: no such trial.
@@ -502,6 +501,8 @@ class Store:
             merged = self._read(connection, trial).metrics | dict(metrics)
             query = update(trial_table).where(trial_table.c.trial == trial)
             connection.execute(query.values(metric_columns(merged) | values))
+            if curve is not None:
+                _write_curve(connection, trial, curve)
             return self._read(connection, trial)
 
         return self._write_with(work)
@@ -539,7 +540,7 @@ class Store:
         return self._read_with(lambda connection: self._read(connection, trial))
 
     def curve(self, trial: int) -> list[dict[str, Any]]:
-        """The learning curve of a trial as it was given to `finish`; empty if it has none."""
+        """The learning curve of a trial as it was given last; empty if it has none."""
         query = select(curve_table.c["values"]).where(curve_table.c.trial == trial).order_by(curve_table.c.row)
         texts = self._read_with(lambda connection: connection.execute(query).scalars().all())
         try:
@@ -559,3 +560,10 @@ class Store:
             return row_to_trial(row)
         except (ValueError, TypeError, SpaceError) as error:
             raise RunError(f"{self.where}: damaged (trial {row._mapping['trial']}: {error})") from error
+
+
+def _write_curve(connection: Connection, trial: int, curve: Sequence[Mapping[str, Any]]) -> None:
+    rows = [{"trial": trial, "row": i, "values": to_json(dict(row))} for i, row in enumerate(curve)]
+    connection.execute(_CLEAR_CURVE, {"at": trial})
+    if rows:
+        connection.execute(_INSERT_CURVE, rows)

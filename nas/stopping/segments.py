@@ -1,8 +1,8 @@
 """Trainings in segments: up to which epoch each trial trains next, and what a stopping rule says when it pauses there.
 
 The search loop submits the trial up to `payload()["until"]`, hands the answer to `judge`, and submits it again or ends it. All that
-has to outlive the process is in the metrics of the open trial (`TRAINED`, the factors of its settings) and in the curves of
-finished ones; `restore` reads both. Costs the same however many trials there are.
+has to outlive the process is in the metrics of an open trial (`TRAINED`, the factors of its settings) and in the curves of all;
+`restore` reads both. Costs the same however many trials there are.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Segments:
             if isinstance(trained, int) and trained in self.rungs:
                 self._trained[trial.trial] = trained
                 self._settings[trial.trial] = factors
+                self._rows[trial.trial] = store.curve(trial.trial)
+                self._teach(trial, self._rows[trial.trial])
                 self.rule.report(trial.trial, trained, _number(trial.metrics.get(JUDGED)))
 
     def payload(self, trial: Trial) -> dict[str, Any]:

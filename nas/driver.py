@@ -25,6 +25,7 @@ from nas.evaluate import TrialEvaluator
 from nas.executors import CLUSTER, EXECUTORS, InlineExecutor, make_executor
 from nas.executors.base import Executor, Placement
 from nas.executors.travel import run_id
+from nas.executors.workers import check_storage
 from nas.export import ExportError
 from nas.finish import export_trial, test_front, winner
 from nas.folder import make_folder, open_run
@@ -43,7 +44,7 @@ from nas.run import GIVEN, Run, load_run
 from nas.searchers import SEARCHERS, Proposal, Searcher, fitted_options, make_searcher
 from nas.searchers.dense import is_density
 from nas.setup import make_data, make_space
-from nas.shipped import ship
+from nas.shipped import SHIPPING, ship
 from nas.stopping import make_rule
 from nas.storage import Storage, run_storage
 from nas.store import Store
@@ -118,6 +119,10 @@ def search(
     if workers is not None:
         settings["run.max_concurrent" if checked.run.executor in CLUSTER else "run.workers"] = workers
         checked = load_config(config if config is not None else {}, settings)
+    if address and checked.run.executor not in SHIPPING:
+        raise ConfigError(
+            f"address: executor {checked.run.executor} has no cluster; say --executor ray, too, or leave it out"
+        )
     if space is not None:  # in place of the config's space and its options
         options = {key.removeprefix("space."): value for key, value in settings.items() if key.startswith("space.")}
         name = space.name if isinstance(space, Space) else space.__qualname__
@@ -145,6 +150,8 @@ class _Search:
         standby: bool,
     ) -> None:
         _check_names(config)
+        if config.run.executor == "workers" and space is None and data is None:
+            check_storage(storage.url, folder)  # before a database is made in the folder
         self.config = config
         self.folder = folder
         self.config_folder = config_path.resolve().parent if config_path else Path.cwd()
@@ -203,6 +210,11 @@ class _Search:
         also = TensorBoard(self.folder, store.curve) if self.config.run.tensorboard else None
         with SearchProgress(totals, self.config.objectives, quiet=self.quiet, also=also) as progress:
             store.on_message(progress.message)
+            if self.objects and self.config.run.executor in CLUSTER:
+                progress.message(
+                    f"everything runs in this process, not on executor {self.config.run.executor}: a space or data given as "
+                    "objects do not travel; name them in the run file"
+                )
             if why_not:
                 progress.message(f"no dense baseline: {why_not}")
             if store.get_meta("finished"):

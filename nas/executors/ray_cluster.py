@@ -51,13 +51,16 @@ class Connection:
     local: bool
 
 
-def connect(address: str, *, cpus: float = 0, gpus: float = 0, modules: Iterable[str] = ()) -> Connection:
+def connect(
+    address: str, *, cpus: float = 0, job_cpus: float = 0, gpus: float = 0, modules: Iterable[str] = ()
+) -> Connection:
     """Connect this process to Ray, once; a connection that it has already is used as it is.
 
     Args:
         address: "auto", "HOST:6379", "ray://HOST:10001", or "" to start a cluster of this machine.
         cpus: CPUs of a cluster that is started; 0 for all.
-        gpus: GPUs that a cluster that is started must have.
+        job_cpus: CPUs that a cluster that is started must have, as it does not grow.
+        gpus: GPUs that it must have.
         modules: names of modules that workers import and that may have to travel to them.
 
     Raises:
@@ -71,10 +74,14 @@ def connect(address: str, *, cpus: float = 0, gpus: float = 0, modules: Iterable
         common |= {"address": "local", "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         with _errors("a Ray cluster of this machine"):
             ray.init(num_cpus=whole or None, **common)
-        found = ray.cluster_resources().get("GPU", 0.0)
-        if found < gpus:
-            ray.shutdown()
-            raise ConfigError(f"gpus_per_trial: expected at most the {found:g} GPUs of this machine, got {gpus:g}")
+        found = ray.cluster_resources()
+        for kind, option, needed in (("CPU", "cpus_per_trial", job_cpus), ("GPU", "gpus_per_trial", gpus)):
+            if found.get(kind, 0.0) < needed:
+                ray.shutdown()
+                raise ConfigError(
+                    f"{option}: expected at most the {found.get(kind, 0.0):g} {kind}s of this machine, got {needed:g}; give the "
+                    "address of a cluster that has more"
+                )
         return Connection(address, ours=True, local=True)
     _reach(address)
     if _JOB_VARIABLE not in os.environ:  # what was submitted with ray job submit has brought its code
@@ -118,7 +125,8 @@ def code_that_travels(modules: Iterable[str] = ()) -> list[str]:
 
 
 def modules_named(task: str, setup: Mapping[str, Any]) -> list[str]:
-    """Modules that a job names: its task's, and its space's where that is "module:function"."""
+    """Modules that a job names: its task's, its space's where that is "module:function", and those that a space of the user's has
+    imported from its own folder or the config's."""
     from nas.executors.base import decode
 
     names = [task.partition(":")[0]]
@@ -126,7 +134,19 @@ def modules_named(task: str, setup: Mapping[str, Any]) -> list[str]:
         module, colon, _ = str(decode(setup["config"].encode())["space"]["name"]).rpartition(":")
         if colon and not module.endswith(".py"):
             names.append(module)
+        if colon and setup.get("space_folder"):
+            folder = Path(setup["space_folder"]).resolve()
+            names += _imported_from(folder, (folder / module).resolve().parent)
     return names
+
+
+def _imported_from(*folders: Path) -> list[str]:
+    found = []
+    for name in [name for name in sys.modules if "." not in name and name != "__main__"]:
+        path = _source(name)
+        if path is not None and path.parent in folders and path.stem == name:
+            found.append(name)
+    return found
 
 
 def _source(name: str) -> Path | None:
@@ -152,7 +172,7 @@ def _reach(address: str) -> None:
     host, colon, port = where.removeprefix("ray://").rpartition(":")
     if not where:
         return
-    if not (colon and host and port.isdecimal()):
+    if not (colon and host and port.isdecimal()) or "/" in host:
         raise ConfigError(
             f'address: expected "auto", HOST:PORT such as "head:6379", or "ray://HOST:10001", got {where!r}'
         )

@@ -88,6 +88,7 @@ class RayExecutor:
         self._connection = connect(
             placement.address,
             cpus=placement.workers * placement.cpus,
+            job_cpus=placement.cpus,
             gpus=placement.gpus,
             modules=modules_named(task, setup or {}),
         )

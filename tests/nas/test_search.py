@@ -167,6 +167,19 @@ def test_torch_datasets_through_the_python_api(tmp_path: Path) -> None:
     assert again.build(again.pareto()["trial"].iloc[0])(x[:3]).shape == (3, 2)
 
 
+def test_objects_on_a_cluster_are_said_to_run_in_this_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(write_config(tmp_path, trials=1), space=failing, out=tmp_path / "run", executor="ray")
+    assert "everything runs in this process, not on executor ray" in capsys.readouterr().err
+
+
+def test_an_address_for_an_executor_without_a_cluster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="address: executor local has no cluster; say --executor ray"):
+        search(write_config(tmp_path), out=tmp_path / "run", address="auto")
+    assert not (tmp_path / "run").exists()
+
+
 def states(out: Path) -> dict[str, int]:
     try:
         return load_run(out).frame()["state"].value_counts().to_dict()

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nas.errors import RunError
+from nas.errors import ConfigError, RunError
 from nas.frames import complete, numbers, trials_frame
 from nas.loop import SearchLoop
 from nas.pareto import hypervolume, normalise_directions
-from nas.searchers import Searcher, fitted_options, make_searcher
+from nas.searchers import Searcher, fitted_options, is_oneshot, make_searcher
 from nas.simulate.clock import SECOND
 from nas.simulate.cluster import Faults, Group
 from nas.simulate.engine import SimulatedExecutor, Stay
@@ -85,6 +85,8 @@ class Simulation:
     def best_over_time(self, metric: str | None = None) -> pd.DataFrame:
         """Columns time_s (virtual) and the best feasible value of a metric so far; default: of the first objective."""
         metric = metric or next(iter(self.objectives))
+        if metric not in self.frame:
+            raise ConfigError(f"expected a metric of this simulation, got {metric!r}; columns: {', '.join(self.frame)}")
         rows = self._ended()
         best = np.maximum if self.objectives.get(metric, "max") == "max" else np.minimum
         return pd.DataFrame({"time_s": numbers(rows, "end_s"), metric: best.accumulate(numbers(rows, metric))})
@@ -137,10 +139,11 @@ def simulate(
     Args:
         space: what is searched.
         table: what a training of an architecture would have given.
-        searchers: names, or name -> searcher.
+        searchers: names, or name -> searcher. One-shot searchers cannot be simulated.
         trials: per searcher.
         workers: how many, or groups that join and leave.
-        stopping: a rule (`nas.stopping`); None: every training goes to its end.
+        stopping: a rule, e.g. `nas.stopping.make_rule(nas.config.StoppingSection("asha"), table.epochs, seed)`; None: every
+            training goes to its end.
         objectives: metric -> "max" or "min"; metrics of the table.
         options: of the searchers, by name; what is not given is fitted to `trials`.
         faults: stragglers, lost and failed trainings.
@@ -155,15 +158,25 @@ def simulate(
         RunError: all workers left before the search was done.
         ConfigError, UnknownName: an argument is wrong.
     """
+    if isinstance(searchers, str):
+        searchers = [searchers]
     if isinstance(searchers, Mapping):
         chosen = dict(searchers)
     else:
         given = dict(options or {})
+        for name in filter(is_oneshot, searchers):
+            raise ConfigError(
+                f"searcher {name} trains a supernet, of which a table knows nothing; it cannot be simulated"
+            )
         chosen = {
             name: make_searcher(name, space, objectives, seed, {**fitted_options(name, trials), **given.get(name, {})})
             for name in searchers
         }
     normalise_directions(objectives)
+    if not chosen or trials < 1:
+        raise ConfigError(
+            f"expected at least one searcher and one trial, got {len(chosen)} searchers and {trials} trials"
+        )
     watch = Watch()
     with Store.create(store) as database:
         began, cpu = time.perf_counter(), time.process_time()

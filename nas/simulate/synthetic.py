@@ -84,7 +84,13 @@ class SyntheticTable:
         costs: Callable[[Architecture], Mapping[str, Any]] | None = None,
         seed: int = 0,
     ) -> None:
-        if epochs < 1 or not 0 <= seconds < math.inf or spread < 0 or noise < 0 or not 0 <= chance < best <= 1:
+        if (
+            epochs < 1
+            or not 0 <= seconds < math.inf
+            or not spread >= 0
+            or not noise >= 0
+            or not 0 <= chance < best <= 1
+        ):
             raise ConfigError(
                 "a synthetic table: expected epochs >= 1, seconds, spread and noise >= 0 and 0 <= chance < best <= 1, got "
                 f"epochs = {epochs}, seconds = {seconds}, spread = {spread}, noise = {noise}, chance = {chance}, best = {best}"

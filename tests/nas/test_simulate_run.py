@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from nas.config import StoppingSection
-from nas.errors import RunError
+from nas.errors import ConfigError, RunError
 from nas.simulate import Faults, Group, Simulation, SyntheticTable, decisions_space, simulate
 from nas.stopping import make_rule
 from nas.store import Store
@@ -161,3 +161,26 @@ def test_asha_does_what_a_slow_obvious_simulation_does(workers: int) -> None:
     states = ["complete" if expected[n][0] == 9 else "stopped" for n in range(50)]
     assert found.frame["state"].tolist() == states
     assert 5 < states.count("stopped") < 45
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ({"trials": 0}, "at least one searcher and one trial, got 1 searchers and 0 trials"),
+        ({"trials": -3}, "-3 trials"),
+        ({"searchers": []}, "got 0 searchers"),
+        ({"searchers": "darts"}, "searcher darts trains a supernet"),
+    ],
+)
+def test_a_plan_that_cannot_be_simulated_is_refused(wrong: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        search(**wrong)
+
+
+def test_a_searcher_may_be_given_by_its_name_alone_and_a_metric_must_be_there() -> None:
+    found = search(3, searchers="random")
+    assert set(found.frame["searcher"]) == {"random"}
+    with pytest.raises(ConfigError, match="expected a metric of this simulation, got 'speed'"):
+        found.best_over_time("speed")
+    with pytest.raises(ConfigError, match="spread = nan"):
+        SyntheticTable(SPACE, spread=math.nan)

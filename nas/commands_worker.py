@@ -27,6 +27,8 @@ Add = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.Argume
 SHOW_S = 60.0
 """Seconds between two lines on what is going on, where standard error is no terminal."""
 _LOOK_S = 2.0
+_COPY_S = 1.0
+"""Signals so soon after the first, seconds, are the same."""
 _SOON = ("starting up", "too many clients", "connection slots", "shutting down")
 """What a server says that will take connections in a moment."""
 
@@ -158,11 +160,13 @@ def _connect(engine: Engine, where: str, words: Words, told: _Signals) -> None:
 class _Signals:
     """SIGTERM (a scheduler that wants the machine back) and Ctrl-C: what is being computed is handed back, and the end is in order.
 
-    A second one ends the process as it stands.
+    One that comes later ends the process as it stands; not a copy of the first, which reaches a worker that is told both by name
+    and with its process group (a scheduler's step in a shell, `timeout`).
     """
 
     def __init__(self) -> None:
         self._worker: Any = None
+        self._told_at: float | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told)
 
@@ -173,10 +177,15 @@ class _Signals:
         time.sleep(seconds)
 
     def _told(self, number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
         if self._worker is None:  # nothing has begun
             sys.exit(0)
-        self._worker.told_to_end = signal.Signals(number).name
+        now = time.monotonic()
+        if self._told_at is None:
+            self._told_at = now
+            self._worker.told_to_end = signal.Signals(number).name
+        elif now > self._told_at + _COPY_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 class Words:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import socket
 import tempfile
 import uuid
 import weakref
@@ -117,7 +118,7 @@ class Workplace:
         try:
             base.mkdir(parents=True, exist_ok=True)
             _sweep(base, identity)
-            self.folder = base / f"nas-{identity}-{next(_NUMBERS)}-{os.getpid()}"
+            self.folder = base / f"{_ours(identity)}-{next(_NUMBERS)}-{os.getpid()}"
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(
@@ -176,9 +177,19 @@ def _reads(path: Path) -> str | None:
         return None
 
 
+def _ours(identity: str) -> str:
+    """How the names of this machine's scratch folders of a run begin: other machines may see the same disk."""
+    return f"nas-{identity}-{socket.gethostname()}"
+
+
 def _sweep(base: Path, identity: str) -> None:
-    """Remove scratch folders of this run whose process is gone."""
+    """Remove this machine's scratch folders of this run whose process is gone."""
     for path in base.glob(f"nas-{identity}-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+        ours, _, pid = path.name.rsplit("-", 2)
+        if (
+            ours == _ours(identity)
+            and pid.isdecimal()
+            and not Path(f"/proc/{pid}").exists()
+            and Path("/proc/self").exists()
+        ):
             shutil.rmtree(path, ignore_errors=True)

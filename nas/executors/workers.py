@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy.engine import Connection
@@ -27,6 +28,7 @@ from nas.executors.travel import pack, run_id, unpack
 from nas.executors.versions import differences, versions
 from nas.executors.work_queue import Claimed, Member, Message, Setup
 from nas.server import server_engine, server_url, shown
+from nas.storage import DATABASE
 
 LEASE_S = 60.0
 PATIENCE_S = 600.0
@@ -306,13 +308,33 @@ class WorkersExecutor:
             self._placement.message(text)
 
 
-def _where(storage: str) -> str:
-    if not storage.startswith(("postgres:", "postgresql")):
-        raise ConfigError(
-            "executor workers: expected a PostgreSQL server that this machine and all workers reach, got "
-            + ("none" if not storage else "another kind of database")
-            + "; give --storage postgresql+psycopg://user@host/database (or NAS_STORAGE), or use executor local or ray"
+def check_storage(storage: str, folder: Path | None = None) -> None:
+    """See that a run can have this executor.
+
+    Args:
+        storage: URL of its database; "" for a file in its folder.
+        folder: the run's, for advice.
+
+    Raises:
+        ConfigError: the database is not on a PostgreSQL server.
+    """
+    if storage.startswith(("postgres:", "postgresql")):
+        return
+    if folder is not None and (folder / DATABASE).is_file():
+        cure = (
+            f"this run's database is {folder / DATABASE}: use executor local or ray, or begin another run (--out) with"
         )
+    else:
+        cure = "use executor local or ray, or give"
+    raise ConfigError(
+        "executor workers: expected a PostgreSQL server that this machine and all workers reach, got "
+        + ("none" if not storage else "another kind of database")
+        + f"; {cure} --storage postgresql+psycopg://user@host/database (or NAS_STORAGE)"
+    )
+
+
+def _where(storage: str) -> str:
+    check_storage(storage)
     return shown(server_url(storage))
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from nas.cli import main
+from nas.driver import search
 from nas.errors import ConfigError, RunError
 from nas.executors import Event, Job, Placement, make_executor
+from nas.executors.travel import Workplace
 from nas.executors.versions import differences, versions
 from nas.executors.workers import WorkersExecutor
 from nas.run import load_run
@@ -106,6 +108,17 @@ def test_workers_that_are_told_to_end_give_their_jobs_back_at_once(url: str, run
         assert time.monotonic() < began + 16  # a lease is 20 s
         assert all(gone(child) for child in children)
         until(lambda: made.poll(0.2) or made.capacity == 0)
+
+
+def test_a_signal_that_comes_by_two_ways_is_one(url: str, run: str, start: Start) -> None:
+    worker = start()
+    with executor(url, run, 1) as made:
+        begun(made, Job(0, 1, HANG))
+        os.killpg(worker.pid, signal.SIGTERM)
+        time.sleep(0.02)
+        assert worker.end(signal.SIGTERM) == 0
+        (lost,) = collect(made, 1)
+        assert "told to end by SIGTERM" in str(lost.error)
 
 
 def test_a_job_whose_child_process_dies_is_lost_at_once_and_the_worker_stays(url: str, shared: WorkerProcess) -> None:
@@ -255,8 +268,37 @@ def test_what_is_wrong_with_the_storage_is_one_line(
 
 @pytest.mark.parametrize("storage", ["", "sqlite:///run.db"])
 def test_a_driver_without_a_server_is_told_what_to_do(storage: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected a PostgreSQL server .* use executor local or ray"):
+    with pytest.raises(
+        ConfigError, match=r"expected a PostgreSQL server .* use executor local or ray, or give --storage"
+    ):
         make_executor("workers", "a:b", {}, Placement(storage=storage))
+
+
+def test_a_search_without_a_server_is_refused_before_it_makes_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NAS_STORAGE", raising=False)
+    with pytest.raises(ConfigError, match="or give --storage"):
+        search(write_config(tmp_path), out=tmp_path / "run", executor="workers", quiet=True)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.db").touch()
+    with pytest.raises(ConfigError, match=r"this run's database is .*run.db: .* begin another run \(--out\)"):
+        search(write_config(tmp_path), out=tmp_path / "run", executor="workers", quiet=True)
+
+
+def test_scratch_folders_of_other_machines_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Workplace(tmp_path / "unseen", "id", tmp_path)
+    gone = "999999999"
+    host = mine.folder.name.split("-", 2)[2].rsplit("-", 2)[0]
+    dead, other, alike = (tmp_path / f"nas-id-{name}-0-{gone}" for name in (host, "elsewhere", f"{host}-2"))
+    for path in (dead, other, alike):
+        path.mkdir()
+    again = Workplace(tmp_path / "unseen", "id", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in (mine.folder, again.folder, other, alike)
+    }
+    assert mine.folder != again.folder
 
 
 def test_only_versions_that_matter_differ() -> None:

@@ -86,7 +86,9 @@ class Simulation:
         """Columns time_s (virtual) and the best feasible value of a metric so far; default: of the first objective."""
         metric = metric or next(iter(self.objectives))
         if metric not in self.frame:
-            raise ConfigError(f"expected a metric of this simulation, got {metric!r}; columns: {', '.join(self.frame)}")
+            raise ConfigError(
+                f"expected a metric of this simulation, got {metric!r}; columns: {', '.join(map(str, self.frame))}"
+            )
         rows = self._ended()
         best = np.maximum if self.objectives.get(metric, "max") == "max" else np.minimum
         return pd.DataFrame({"time_s": numbers(rows, "end_s"), metric: best.accumulate(numbers(rows, metric))})

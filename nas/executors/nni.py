@@ -40,6 +40,7 @@ if importlib.util.find_spec("nni") is None:  # importing it takes a second, and 
 
 MAX_EARLY_DEATHS = 6
 """So many trial processes that end before they ask for a job, one after the other, and the executor gives up."""
+MAX_PLACE_BYTES = 100
 ALONE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 OPEN = "NAS_NNI_OPEN"
 
@@ -53,7 +54,7 @@ class NniExecutor:
         workers: processes at a time.
         threads: threads of numeric libraries per process; None leaves it to them.
         timeout_s: a job that takes longer is stopped and has failed; None: never.
-        folder: where NNI keeps its logs; default a temporary one.
+        folder: where NNI keeps its database and logs, of trials only where their process died; default a temporary one.
 
     Raises:
         ConfigError: NNI is not installed, its manager cannot be kept apart, or a number is not positive.
@@ -83,14 +84,15 @@ class NniExecutor:
         self._broken: NasError | None = None
         self._closed = False
         environment = thread_environment(threads)
-        self._place = Path(tempfile.mkdtemp(prefix="nas-nni-"))
+        self._place = _new_place()
+        self._folder = folder or self._place / "experiments"
         self._door = socket.socket(socket.AF_UNIX)
         try:
             self._door.bind(str(self._place / "door"))
             self._door.listen(1024)
             self._door.setblocking(False)
             self._selector.register(self._door, selectors.EVENT_READ)
-            self._manager = _start_manager(self._place, workers, folder or self._place / "experiments", environment)
+            self._manager = _start_manager(self._place, workers, self._folder, environment)
         except BaseException:
             self._selector.close()
             self._door.close()
@@ -193,7 +195,7 @@ class NniExecutor:
             if self._early_deaths >= MAX_EARLY_DEATHS:
                 self._broken = self._broken or EvaluationFailed(
                     f'task "{self._task}": {MAX_EARLY_DEATHS} trial processes of NNI ended, one after the other, before they could '
-                    f"run a job. NNI's logs: {self._place}"
+                    f"run a job. What they printed: {self._folder}/*/environments/local-env/trials"
                 )
         self._end(peer, events, "lost", {}, f"its process ({peer.pid}) ended without an answer")
         self._leave(peer)
@@ -243,6 +245,15 @@ class NniExecutor:
             log = self._place / "manager.log"
             tail = log.read_text(errors="replace")[-2000:].strip() if log.exists() else ""
             self._broken = EvaluationFailed(f"NNI's manager has ended (exit code {self._manager.returncode}):\n{tail}")
+
+
+def _new_place() -> Path:
+    """A temporary folder with a path that leaves room for a socket's name, of which the system takes 107 bytes."""
+    place = Path(tempfile.mkdtemp(prefix="nas-nni-"))
+    if len(os.fsencode(place)) <= MAX_PLACE_BYTES:
+        return place
+    place.rmdir()
+    return Path(tempfile.mkdtemp(prefix="nas-nni-", dir="/tmp"))
 
 
 def _start_manager(place: Path, workers: int, folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
+import shutil
 import signal
 import socket
 import struct
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,20 +32,25 @@ def loopback_up() -> None:
 
 def main(place: Path, workers: int, folder: Path) -> None:
     """Run an experiment whose trials are processes that ask for jobs at PLACE/door, until standard input ends."""
+    alone = os.getpid() == 1  # in namespaces of our own
     life = os.dup(0)  # for us alone: what NNI starts would switch it to another mode
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     with suppress(OSError):
         loopback_up()
+    trial = Path(__file__).with_name("nni_trial.py")
+    command = [sys.executable, "-P", str(trial), str(place / "door")]
+    if alone:  # NNI notes every experiment at home, by process numbers that out there are those of others
+        command = ["env", f"HOME={Path.home()}", *command]
+        os.environ["HOME"] = str(place)
     from nni.experiment import Experiment
 
     code = place / "code"
     code.mkdir()
     folder.mkdir(parents=True, exist_ok=True)
-    trial = Path(__file__).with_name("nni_trial.py")
     experiment = Experiment("local")
     config = experiment.config
     config.experiment_working_directory = str(folder)
-    config.trial_command = f"exec '{sys.executable}' -P '{trial}' '{place / 'door'}'"
+    config.trial_command = f"exec {shlex.join(command)}"
     config.trial_code_directory = str(code)
     config.search_space = {"job": {"_type": "randint", "_value": [0, ENDLESS]}}  # the job itself comes from the driver
     config.tuner.name = "Random"
@@ -52,11 +60,15 @@ def main(place: Path, workers: int, folder: Path) -> None:
         experiment.start(_free_port(), debug=False)
         while os.read(life, 4096):
             pass
+        shutil.rmtree(place, ignore_errors=True)  # a driver that was killed has not done so
+    except Exception:
+        traceback.print_exc()
     finally:
+        if alone:  # everything in the namespace ends with its process 1, at once
+            os._exit(1)
         with suppress(Exception):
             experiment.stop()
-        if os.getpid() != 1:  # as process 1 of a namespace, everything in it ends with us
-            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -1,5 +1,6 @@
 """What NNI starts per trial: asks the driver for one job, runs it, answers, and tells NNI a number.
 
+The logs that NNI keeps of it stay only where it dies: ten thousand trials would leave forty thousand files and folders.
 Started by its path, `python -P nni_trial.py SOCKET`; speaks the messages of `nas.executors.worker`. Ends at once when the driver
 has closed the socket. Not for import by others.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -60,6 +62,7 @@ def main(door: str) -> None:
         send(b'{"kind": "done", "payload": ' + result + b"}")
     else:
         send(json.dumps({"kind": "failed", "failure": failure}).encode())
+    _forget_logs()
 
 
 def _receive(connection: socket.socket, inbox: bytearray) -> dict[str, Any]:
@@ -73,8 +76,15 @@ def _receive(connection: socket.socket, inbox: bytearray) -> dict[str, Any]:
                 return message
         data = connection.recv(1 << 20)
         if not data:
+            _forget_logs()
             os._exit(0)
         inbox += data
+
+
+def _forget_logs() -> None:
+    folder = os.environ.get("NNI_OUTPUT_DIR", "")
+    if folder and os.path.basename(folder) == os.environ.get("NNI_TRIAL_JOB_ID"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _watch(connection: socket.socket) -> None:

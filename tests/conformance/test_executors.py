@@ -16,12 +16,14 @@ from nas.executors import EXECUTORS, Event, Executor, InlineExecutor, Job, Local
 TASK = "tests.nas.executor_tasks"
 FINAL = ("done", "failed", "lost")
 Make = Callable[..., Executor]
+PATIENCE_S = 20.0
+"""A job that has not ended by then never will."""
 
 
-def collect(executor: Executor, finals: int, seconds: float = 20.0) -> list[Event]:
+def collect(executor: Executor, finals: int, seconds: float | None = None) -> list[Event]:
     """Poll until `finals` jobs have ended; all events in order."""
     events: list[Event] = []
-    until = time.monotonic() + seconds
+    until = time.monotonic() + (seconds or PATIENCE_S)
     while sum(event.kind in FINAL for event in events) < finals:
         assert time.monotonic() < until, f"expected {finals} jobs to end, got {events}"
         events += executor.poll(0.5)

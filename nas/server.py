@@ -99,7 +99,7 @@ def server_engine(url: str, run: str, *, create: bool = True) -> Engine:
         create: make the schema where it is missing.
 
     Raises:
-        RunError: no URL of a PostgreSQL server, or psycopg is missing.
+        RunError: no URL of a PostgreSQL server, or psycopg is missing; when connecting: the schema is another user's.
     """
     parsed, schema = server_url(url), schema_name(run)
     quoted = '"' + schema.replace('"', '""') + '"'
@@ -125,8 +125,14 @@ def server_engine(url: str, run: str, *, create: bool = True) -> Engine:
     @event.listens_for(engine, "connect")
     def _enter_schema(connection: Any, _: object) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,))
-            if create and cursor.fetchone() is None:
+            cursor.execute("SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s", (schema,))
+            found = cursor.fetchone()
+            if found == (False,):  # its tables would seem not to be there
+                connection.close()
+                raise RunError(
+                    f"{shown(parsed)}: the run {run!r} belongs to another user of the database; use that user, or rename the run"
+                )
+            if create and found is None:
                 cursor.execute("SELECT pg_advisory_xact_lock(7268, hashtext(%s))", (schema,))  # two may come at once
                 cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
             cursor.execute(f"SET search_path TO {quoted}")

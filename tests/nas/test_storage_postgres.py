@@ -149,6 +149,18 @@ def test_no_file_of_a_run_holds_the_password_of_its_command(
     assert not [path.name for path in files if postgres.password.encode() in path.read_bytes()]
 
 
+def test_a_run_of_another_user_of_the_database_is_named_as_such(postgres: PostgresServer, url: str) -> None:
+    Store.create(url, "theirs").close()
+    engine = server_engine(url, "theirs")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE ROLE other LOGIN PASSWORD 'pw'"))
+    engine.dispose()
+    other = url.replace(f"nas:{postgres.password}", "other:pw")
+    for read_only in (True, False):
+        with pytest.raises(RunError, match="the run 'theirs' belongs to another user of the database"):
+            Store.open(other, read_only=read_only, run="theirs")
+
+
 def test_a_folder_keeps_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NAS_STORAGE", raising=False)
     given = "postgresql+psycopg://me:secret@Host/db"

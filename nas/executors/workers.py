@@ -300,7 +300,7 @@ class WorkersExecutor:
         if before.keys() != self._members.keys() and now >= self._news_at:
             self._news_at = now + _NEWS_S
             came, went = len(self._members.keys() - before.keys()), len(before.keys() - self._members.keys())
-            self._placement.message(f"{len(self._members)} workers are there ({came} came, {went} went)")
+            self._placement.message(f"workers there now: {len(self._members)} ({came} came, {went} went)")
 
     def _once(self, text: str) -> None:
         if text not in self._told:

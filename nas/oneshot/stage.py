@@ -9,6 +9,7 @@ Does not know how a supernet is trained (`nas.oneshot.engine`), nor what becomes
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -221,7 +222,10 @@ class _Stage:
                 payload = {"job": job.name, "algorithm": job.algorithm, "seed": job.seed, "options": job.options}
                 self.executor.submit(Job(number, self.running[number], payload, (f"oneshot/{job.name}",)))
             self._tell_of_workers()
-            for event in self.executor.poll(0.5):
+            events = self.executor.poll(0.5)
+            if not events and not self.running:  # no worker: such a poll returns at once
+                time.sleep(0.5)
+            for event in events:
                 self._handle(event)
         return self.failed
 

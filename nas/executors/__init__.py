@@ -27,6 +27,12 @@ EXECUTORS = {
 CLUSTER = ("ray", "tune", "workers", "nni")
 """Those that hold as many jobs as there is room for, run.max_concurrent at most."""
 
+_NO_GPUS = {
+    "workers": "start one `nas worker` per GPU with CUDA_VISIBLE_DEVICES set, and leave it 0",
+    "nni": "use executor ray, or leave it 0",
+}
+"""Executors on clusters that do not share out GPUs, and what to do instead."""
+
 _EXTRAS = {"ray": "ray", "tune": "ray", "nni": "nni"}
 """Executor -> the extra of this package that brings its engine."""
 
@@ -50,6 +56,8 @@ def make_executor(name: str, task: str, setup: Mapping[str, Any], placement: Pla
     """
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
+    if placement.gpus and name in _NO_GPUS:
+        raise ConfigError(f"gpus_per_trial: executor {name} does not share out GPUs; {_NO_GPUS[name]}")
     try:
         module = cast(_Maker, importlib.import_module(EXECUTORS[name]))
     except ModuleNotFoundError as error:

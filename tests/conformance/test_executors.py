@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nas.errors import DataError, EvaluationFailed, NasError, UnknownName
-from nas.executors import EXECUTORS, Event, Executor, InlineExecutor, Job, LocalExecutor
+from nas.errors import ConfigError, DataError, EvaluationFailed, NasError, UnknownName
+from nas.executors import EXECUTORS, Event, Executor, InlineExecutor, Job, LocalExecutor, Placement, make_executor
 
 TASK = "tests.nas.executor_tasks"
 FINAL = ("done", "failed", "lost")
@@ -251,3 +251,9 @@ def test_every_registered_executor_is_under_these_laws() -> None:
     assert LAWS.keys() == EXECUTORS.keys()
     for name, file in LAWS.items():
         assert "(ExecutorLaws)" in Path(__file__).with_name(f"{file}.py").read_text(), name
+
+
+@pytest.mark.parametrize("name", ["workers", "nni"])
+def test_gpus_are_refused_where_nobody_shares_them_out(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"gpus_per_trial: executor {name} does not share out GPUs"):
+        make_executor(name, f"{TASK}:setup", {}, Placement(gpus=0.5))

@@ -380,11 +380,13 @@ _mailboxes: dict[str, Any] = {}
 def _mailbox(environment: Mapping[str, str]) -> Any:
     """The mailbox of this process's connection, on this node; made when it is first asked for."""
     context = ray.get_runtime_context()
-    job = context.get_job_id() + context.gcs_address
-    if job not in _mailboxes:
+    connection = (
+        context.get_job_id() + context.get_node_id()
+    )  # job numbers and addresses come again with the next cluster
+    if connection not in _mailboxes:
         _mailboxes.clear()
         decorate: Any = ray.remote
-        _mailboxes[job] = (
+        _mailboxes[connection] = (
             decorate(ray_worker.Mailbox)
             .options(
                 num_cpus=0,
@@ -394,7 +396,7 @@ def _mailbox(environment: Mapping[str, str]) -> Any:
             )
             .remote()
         )
-    return _mailboxes[job]
+    return _mailboxes[connection]
 
 
 def _first_lines(error: BaseException, lines: int = 2) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,16 +12,15 @@ pytest.importorskip("ray")
 from nas.executors import Executor, Placement, make_executor
 from nas.executors.ray_cluster import connect, disconnect
 from tests.conformance.test_executors import TASK, ExecutorLaws
+from tests.ray_environment import restored_environment
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    before = os.environ.copy()
-    connection = connect("", cpus=2)
-    yield
-    disconnect(connection)
-    os.environ.clear()
-    os.environ.update(before)
+    with restored_environment():
+        connection = connect("", cpus=2)
+        yield
+        disconnect(connection)
 
 
 class TestRay(ExecutorLaws):

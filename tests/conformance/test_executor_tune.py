@@ -5,7 +5,6 @@ Tune starts a process in seconds, so the laws that leave an executor as good as 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,16 +15,15 @@ pytest.importorskip("ray")
 from nas.executors import Executor, Placement, make_executor
 from nas.executors.ray_cluster import connect, disconnect
 from tests.conformance.test_executors import TASK, ExecutorLaws
+from tests.ray_environment import restored_environment
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    before = os.environ.copy()
-    connection = connect("", cpus=8)
-    yield
-    disconnect(connection)
-    os.environ.clear()
-    os.environ.update(before)
+    with restored_environment():
+        connection = connect("", cpus=8)
+        yield
+        disconnect(connection)
 
 
 def make(task: str, setup: dict[str, Any] | None, **options: Any) -> Executor:

@@ -24,6 +24,7 @@ from nas.executors.ray_cluster import connect, disconnect
 from nas.executors.ray_tasks import RayExecutor
 from nas.executors.travel import run_id
 from tests.conformance.test_executors import TASK, collect, run_one
+from tests.ray_environment import restored_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = "tests.nas.folder_tasks"
@@ -31,14 +32,12 @@ FILES = "tests.nas.folder_tasks"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    before = os.environ.copy()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "env_vars": {"NAS_TEST_NODE": "head"}})
-    connection = connect(made.address, modules=["tests"])
-    yield made
-    disconnect(connection)
-    made.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
+    with restored_environment():
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "env_vars": {"NAS_TEST_NODE": "head"}})
+        connection = connect(made.address, modules=["tests"])
+        yield made
+        disconnect(connection)
+        made.shutdown()
 
 
 @pytest.fixture

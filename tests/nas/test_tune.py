@@ -27,18 +27,17 @@ from nas.searchers import SEARCHERS, make_searcher
 from search_spaces.architecture import Architecture
 from tests.conformance.searcher_laws import layered_space, pair_space
 from tests.conformance.test_executors import TASK, collect, run_one
+from tests.ray_environment import restored_environment
 
 SETTLED = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_MAX_PENDING_TRIALS_PG": "2"}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    before = os.environ.copy()
-    connection = connect("", cpus=4)
-    yield
-    disconnect(connection)
-    os.environ.clear()
-    os.environ.update(before)
+    with restored_environment():
+        connection = connect("", cpus=4)
+        yield
+        disconnect(connection)
 
 
 def make(folder: Path | None = None, task: str = "setup", **options: Any) -> Executor:

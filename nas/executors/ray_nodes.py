@@ -107,6 +107,12 @@ class Nodes:
         self._avoided[node] = time.monotonic() + AVOID_S
         return True
 
+    def has_room(self) -> bool:
+        """Whether a job could begin at once, as far as Ray knows."""
+        free = ray.available_resources()
+        needs = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
+        return all(free.get(kind, 0.0) >= need for kind, need in needs.items())
+
     def close(self) -> None:
         """Let a cluster that grew for this run shrink."""
         if self._asks:

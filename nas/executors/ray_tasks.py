@@ -34,6 +34,10 @@ MAX_EARLY_DEATHS = 3
 """So many processes in a row that died before they could run a job, and the executor gives up."""
 LETTERS_S = 20.0
 """How long one request to the mailbox waits; another follows."""
+SILENCE_S = 120.0
+"""A job of which nothing was heard for so long is lost: its node is cut off, or its last message was."""
+UNHEARD_S = 60.0
+"""A job that has not begun after so long, though there is room for it, is handed to Ray again: its order was lost on the way."""
 PATIENCE_S = 10.0
 """How long an answer waits for reports that were sent before it."""
 
@@ -48,6 +52,7 @@ class _Held:
     ref: Any
     submitted: float
     begun: float | None = None
+    heard: float | None = None
     node: str = ""
     reports: int = 0
     answer: dict[str, Any] | None = None
@@ -64,13 +69,24 @@ class RayExecutor:
         setup: what the function gets in every process; JSON. "folder" and "run_id" in it are the run's.
         placement: `nas.executors.base.Placement`.
         scratch: where workers that do not see the run's folder make scratch folders; "": the machine's temporary folder.
+        silence_s: a job of which nothing was heard for so long is lost, without blame.
 
     Raises:
         ConfigError: the cluster cannot be used; says why. A time-out that is not positive.
         TypeError: the setup is not JSON.
     """
 
-    def __init__(self, task: str, setup: Mapping[str, Any] | None, placement: Placement, *, scratch: str = "") -> None:
+    unheard_s = UNHEARD_S
+
+    def __init__(
+        self,
+        task: str,
+        setup: Mapping[str, Any] | None,
+        placement: Placement,
+        *,
+        scratch: str = "",
+        silence_s: float = SILENCE_S,
+    ) -> None:
         if placement.timeout_s is not None and not placement.timeout_s > 0:
             raise ConfigError(f"expected timeout_s > 0, got {placement.timeout_s}")
         self._task = task
@@ -79,6 +95,7 @@ class RayExecutor:
         self._key = hashlib.sha256(task.encode() + b"\0" + self._setup).hexdigest()
         self._placement = placement
         self._scratch = scratch
+        self._silence_s = silence_s
         self._held: dict[int, _Held] = {}
         self._tokens = itertools.count()
         self._early_deaths = 0
@@ -124,6 +141,7 @@ class RayExecutor:
             wait = min([until, *self._deadlines()]) - time.monotonic() if self._held and not self._broken else 0.0
             self._attend(max(0.0, wait), events)
             self._stop_overdue(events)
+            self._give_up_silent(events)
             if self._broken and not events:
                 raise self._broken
             if events or not self._held or time.monotonic() >= until:
@@ -182,6 +200,7 @@ class RayExecutor:
             setup_files=self._setup_files if files is not None else [],
             directory=os.getcwd(),
             scratch=self._scratch,
+            alive_s=self._silence_s / 8,
         )
         self._held[order.token] = _Held(job, payload, order.token, self._launch(order), time.monotonic())
 
@@ -229,6 +248,20 @@ class RayExecutor:
                 message = f"took longer than timeout_s = {limit:g} s and was stopped"
                 self._forget(held)
                 self._end(held, events, "failed", {"type": "builtins.TimeoutError", "message": message}, message)
+
+    def _give_up_silent(self, events: list[Event]) -> None:
+        now = time.monotonic()
+        for held in [held for held in self._held.values() if held.answer is None]:
+            if held.heard is not None and now > held.heard + self._silence_s:
+                self._forget(held)
+                where = self._nodes.name(held.node)
+                reason = f"nothing was heard of it for {self._silence_s:g} s: {where} is cut off, or its process hangs"
+                self._end(held, events, "lost", {"blameless": True}, reason)
+            elif held.heard is None and now > held.submitted + self.unheard_s:
+                held.submitted = now  # ask again later
+                if self._nodes.has_room():
+                    self._kill(held.ref)
+                    self._again(held)
 
     def _end(
         self,
@@ -279,6 +312,7 @@ class RayExecutor:
                 self._nodes.seated(letter)
             if held is None:
                 continue  # cancelled, or an earlier try
+            held.heard = time.monotonic()
             if letter["kind"] == "seated":
                 held.node = letter["node"]
             elif letter["kind"] == "begun":
@@ -286,7 +320,7 @@ class RayExecutor:
                 self._early_deaths = 0
             elif letter["kind"] == "last":
                 held.letters_are_in = True
-            else:
+            elif letter["kind"] == "progress":
                 held.early[letter["number"]] = letter
                 self._report(held, events)
 

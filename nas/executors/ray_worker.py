@@ -13,8 +13,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ BEGUN_S = 10.0
 """How long a job waits until it is known that it has begun."""
 
 Letter = dict[str, Any]
-"""From a job to the driver: {"token", "kind": "seated" | "begun" | "progress" | "last", ...}."""
+"""From a job to the driver: {"token", "kind": "seated" | "begun" | "alive" | "progress" | "last", ...}."""
 
 
 class Mailbox:
@@ -88,6 +88,7 @@ class Order:
         identity: `run_id` of it.
         files: what the job needs, for a process that does not see the folder; None: the driver thinks that it sees it.
         setup_files: reference of an object with what the setup needs, in a list so that it is fetched only if it is used.
+        alive_s: seconds between two signs of life.
         directory: the driver's working directory, which is used where it exists, so that relative paths mean the same.
         scratch: where scratch folders are made; "" for the machine's temporary folder.
     """
@@ -104,6 +105,7 @@ class Order:
     setup_files: list[Any]
     directory: str
     scratch: str
+    alive_s: float
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ def run(order: Order, mailbox: Any) -> dict[str, Any]:
         raised), {"kind": "unshared"} (files are needed: send them) or {"kind": "disk", "message"} (this machine cannot keep
         them); each with "node", "host", and the number of "reports" and the "files" that changed after the last of them.
     """
+    with _signs_of_life(order, mailbox):
+        return _run(order, mailbox)
+
+
+def _run(order: Order, mailbox: Any) -> dict[str, Any]:
     here = {"node": ray.get_runtime_context().get_node_id(), "host": platform.node(), "reports": 0, "files": {}}
     try:
         workplace = _workplace(order)
@@ -136,6 +143,22 @@ def run(order: Order, mailbox: Any) -> dict[str, Any]:
     except _Broken as broken:
         return here | {"kind": "broken", "failure": broken.failure}
     return here | _evaluate(order, seat, mailbox)
+
+
+@contextmanager
+def _signs_of_life(order: Order, mailbox: Any) -> Iterator[None]:
+    """Say now and then that this process is there, whatever it does: the driver cannot know otherwise that it is cut off."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(order.alive_s):
+            mailbox.push.remote(order.box, {"token": order.token, "kind": "alive"})
+
+    threading.Thread(target=tell, name="signs of life", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class _Broken(Exception):

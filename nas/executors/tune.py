@@ -19,6 +19,7 @@ cannot be avoided, as Tune places its trials itself. Start with `TuneExecutor`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -71,6 +72,8 @@ class TuneExecutor(RayExecutor):
     Raises:
         ConfigError: as there; or the address is a "ray://" one, through which Tune runs on the other side of the connection.
     """
+
+    unheard_s = math.inf  # jobs wait until Tune has started a trial for them
 
     def __init__(self, task: str, setup: Mapping[str, Any] | None, placement: Placement, *, scratch: str = "") -> None:
         if placement.address.startswith("ray://"):

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+import ray
 from ray.cluster_utils import Cluster
 
 import nas
@@ -58,9 +59,9 @@ def make(cluster: Cluster) -> Iterator[Make]:
     made: list[RayExecutor] = []
 
     def one(task: str = f"{TASK}:setup", setup: dict[str, Any] | None = None, **options: Any) -> RayExecutor:
-        scratch = str(options.pop("scratch", ""))
+        own = {name: options.pop(name) for name in ("scratch", "silence_s") if name in options}
         placement = Placement(address=cluster.address, **({"workers": 0} | options))
-        made.append(RayExecutor(task, setup, placement, scratch=scratch))
+        made.append(RayExecutor(task, setup, placement, **own))
         return made[-1]
 
     yield one
@@ -90,6 +91,33 @@ def test_a_killed_process_loses_its_job_and_the_next_attempt_runs(make: Make) ->
     assert (lost.kind, lost.trial, lost.attempt, lost.payload) == ("lost", 3, 1, {})
     assert "died" in (lost.error or "")
     assert run_one(executor, "return", 3, value=7).payload == {"value": 7}
+
+
+def test_a_process_that_falls_silent_loses_its_job_without_blame(make: Make) -> None:
+    executor = make(silence_s=3.0)
+    executor.submit(Job(1, 1, {"do": "sleep", "seconds": 5}))  # longer than that, but it gives signs of life
+    assert collect(executor, 1)[-1].kind == "done"
+    executor.submit(Job(2, 1, {"do": "signal", "signal": int(signal.SIGSTOP)}))
+    event = collect(executor, 1)[-1]
+    assert (event.kind, event.payload) == ("lost", {"blameless": True})
+    assert "nothing was heard of it for 3 s" in (event.error or "")
+    assert run_one(executor, "return", 3, value=1).payload == {"value": 1}
+
+
+def test_an_order_that_was_lost_on_the_way_is_given_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make()
+    launch = executor._launch
+    orders: list[int] = []
+
+    def lose_the_first(order: Any) -> Any:
+        orders.append(order.token)
+        return launch(order) if len(orders) > 1 else ray.ObjectRef.from_random()
+
+    monkeypatch.setattr(executor, "_launch", lose_the_first)
+    monkeypatch.setattr(executor, "_kill", lambda ref: None)
+    monkeypatch.setattr(executor, "unheard_s", 2.0)
+    assert run_one(executor, "return", 3, value=1).payload == {"value": 1}
+    assert len(orders) == 2
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_the_wait_for_room_does_not_count(make: Make) -> None:

@@ -62,6 +62,10 @@ class Driver:
             node.command(arguments), env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
 
+    def __del__(self) -> None:
+        if self.process.poll() is None:  # a test has failed before its driver ended
+            self.kill()
+
     def kill(self) -> None:
         os.killpg(self.process.pid, 9)
         self.process.communicate()

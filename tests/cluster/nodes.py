@@ -68,7 +68,9 @@ class Node:
         return f"nv{self.network.mark}{self.number}"
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """A command line that runs `arguments` on this node."""
+        """A command line that runs `arguments` on this node; with the folders that its Ray has, once that runs."""
+        if self._process is not None and self._process.poll() is None:
+            return ["nsenter", "--target", str(self._process.pid), "--mount", "--net", "--", *arguments]
         hide = "".join(f"mkdir -p {path}; mount -t tmpfs none {path}; " for path in self.hidden)
         if self.small is not None:
             hide += f"mkdir -p {self.small}; mount -t tmpfs -o size=16k none {self.small}; "
